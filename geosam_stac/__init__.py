@@ -1,0 +1,36 @@
+"""geosam-stac: STAC imagery in, reusable SAM features out, described by STAC again.
+
+Importing this package imports no torch and no rasterio: the names below load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geosam_stac.api import Session, encode, plan
+    from geosam_stac.config import EncodeConfig
+    from geosam_stac.errors import GeosamStacError
+    from geosam_stac.types import EncodeResult
+
+_HOMES = {
+    "EncodeConfig": "geosam_stac.config",
+    "EncodeResult": "geosam_stac.types",
+    "GeosamStacError": "geosam_stac.errors",
+    "Session": "geosam_stac.api",
+    "encode": "geosam_stac.api",
+    "plan": "geosam_stac.api",
+}
+
+__all__ = ["EncodeConfig", "EncodeResult", "GeosamStacError", "Session", "encode", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

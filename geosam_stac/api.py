@@ -1,0 +1,96 @@
+"""The Python API's functions: what a notebook or a script calls. An edge, like the CLI.
+
+Here and in the CLI alone the environment is read.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from geosam_stac import session
+from geosam_stac.config import EncodeConfig
+from geosam_stac.encoders.checkpoints import default_cache_dir
+from geosam_stac.events import Sink, ignore
+from geosam_stac.pipeline import encode_scene
+from geosam_stac.plan import Plan
+from geosam_stac.sources import as_geojson
+from geosam_stac.types import EncodeResult
+
+
+class Session(session.Session):
+    """One model, many scenes: loads it once, and encodes scene after scene.
+
+    Parameters
+    ----------
+    config
+        An EncodeConfig, or None for the defaults.
+    sink
+        Called with every `geosam_stac.events.Event`, from several threads.
+    options
+        Fields of EncodeConfig by name, as `model="sam2.1-hiera-tiny"`; they win over `config`.
+
+    Raises
+    ------
+    UsageError
+        An unknown option (names the nearest one), or one out of range.
+    ConfigurationError
+        Unknown model, a device that is not there.
+    """
+
+    def __init__(
+        self, config: EncodeConfig | None = None, *, sink: Sink = ignore, **options: Any
+    ) -> None:
+        if options.get("geometry") is not None:
+            options["geometry"] = as_geojson(options["geometry"])
+        super().__init__(
+            (config or EncodeConfig()).replace(options),
+            cache_dir=default_cache_dir(os.environ),
+            sink=sink,
+        )
+
+    def encode(self, source: session.Source, *, out: str | None = None) -> EncodeResult:
+        """Encode one scene into `out` (default: the config's); see `pipeline.encode_scene`."""
+        config = self.config if out is None else self.config.replace({"out": out})
+        return encode_scene(self, self.scene(source), config)
+
+
+def encode(
+    source: session.Source,
+    config: EncodeConfig | None = None,
+    *,
+    sink: Sink = ignore,
+    **options: Any,
+) -> EncodeResult:
+    """Encode one STAC Item: features, manifest and a new Item in `out`.
+
+    Parameters
+    ----------
+    source
+        The Item's URL or path, its JSON document, a `pystac.Item`, or a Scene.
+    config, options
+        As for `Session`; `out` must be among them.
+    sink
+        Called with every `geosam_stac.events.Event`, from several threads.
+
+    Returns
+    -------
+    EncodeResult
+        The new Item, its href, counts of chips, bytes, seconds by stage.
+
+    Raises
+    ------
+    GeosamStacError
+        One of its children; `exit_code` and `retryable` tell them apart.
+    """
+    with Session(config, sink=sink, **options) as opened:
+        return opened.encode(source)
+
+
+def plan(source: session.Source, config: EncodeConfig | None = None, **options: Any) -> Plan:
+    """What `encode` would take: chips, grid, bytes, objects. Reads no pixels.
+
+    `estimated_seconds` is None here: it needs a measurement of the device (the CLI makes one).
+    """
+    with Session(config, **options) as opened:
+        return opened.plan(source)

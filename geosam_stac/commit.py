@@ -1,0 +1,134 @@
+"""The end of a scene: manifest, skipped chips, thumbnail, run.json, and the Item last.
+
+The Item is the commit marker: when it is written, everything that it names is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pystac
+from odc.geo.crs import CRS
+
+from geosam_stac import item as items
+from geosam_stac import manifest, provenance
+from geosam_stac.config import EncodeConfig
+from geosam_stac.errors import DataError
+from geosam_stac.grid import chip_refs
+from geosam_stac.layout import Layout
+from geosam_stac.session import Session
+from geosam_stac.storage import Store
+from geosam_stac.thumbnail import Thumbnail
+from geosam_stac.types import ChipGrid, EncoderSpec, ManifestRow, Scene, SkippedRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All that a run over a scene came to. `limits`: (lo, hi) in source values, or untouched."""
+
+    scene: Scene
+    grid: ChipGrid
+    layout: Layout
+    spec: EncoderSpec
+    config: EncodeConfig
+    digest: str
+    session: Session
+    limits: tuple[float, float] | None
+    rows: tuple[ManifestRow, ...]
+    skipped: tuple[SkippedRow, ...]
+    thumbnail: Thumbnail
+    bytes_read: int
+    seconds: Mapping[str, float]
+
+
+def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
+    """Write the scene's tables and pictures, then its Item; returns it and the bytes written."""
+    layout, crs = outcome.layout, _crs(outcome.scene)
+    created = datetime.now(UTC)
+    written: list[int] = []
+
+    def put(key: str, data: bytes, **table: Any) -> items.FileFacts:
+        store.put(key, data)
+        written.append(len(data))
+        return items.FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **table)
+
+    table = put(
+        layout.manifest,
+        manifest.to_parquet(
+            outcome.rows,
+            crs=crs,
+            spec=outcome.spec,
+            source_path=outcome.scene.bands[0].href,
+            feature_path=lambda chip_id: store.href(layout.feature(chip_id)),
+        ),
+        rows=len(outcome.rows),
+        columns=manifest.COLUMNS,
+    )
+    skipped = None
+    if outcome.skipped:
+        skipped = put(
+            layout.skipped,
+            manifest.skipped_parquet(outcome.skipped, crs=crs),
+            rows=len(outcome.skipped),
+            columns=manifest.SKIPPED_COLUMNS,
+        )
+    picture = outcome.thumbnail.png(
+        chip_refs(outcome.grid), skipped=[row.ref for row in outcome.skipped]
+    )
+    thumbnail = put(layout.thumbnail, picture)
+    put(layout.run, _run_document(outcome, created))
+    item = items.build_item(
+        scene=outcome.scene,
+        grid=outcome.grid,
+        spec=outcome.spec,
+        config=outcome.config,
+        layout=layout,
+        digest=outcome.digest,
+        precision=outcome.session.precision,
+        value_range=outcome.limits,
+        href=store.href,
+        manifest=table,
+        skipped=skipped,
+        thumbnail=thumbnail,
+        chips_skipped=len(outcome.skipped),
+        chips_failed=0,
+        software=provenance.software(),
+        created=created,
+        model_href=outcome.session.entry.url,
+    )
+    put(layout.item, items.to_bytes(item))
+    return item, sum(written)
+
+
+def _crs(scene: Scene) -> CRS:
+    if scene.geobox.crs is None:
+        raise DataError("the scene's grid has no CRS", item=scene.id)
+    return scene.geobox.crs
+
+
+def _run_document(outcome: Outcome, created: datetime) -> bytes:
+    session = outcome.session
+    return provenance.run_document(
+        config=outcome.config.as_dict(),
+        facts={
+            "item": outcome.layout.item_id,
+            "source": outcome.scene.href,
+            "config_digest": outcome.digest,
+            "model": dataclasses.asdict(outcome.spec),
+            "device": session.device,
+            "precision": session.precision,
+            "batch_size": session.batch_size,
+            "value_range": outcome.limits,
+            "chips_encoded": len(outcome.rows),
+            "chips_skipped": len(outcome.skipped),
+            "seconds": dict(outcome.seconds),
+            "bytes_read": outcome.bytes_read,
+        },
+        sources=session.config_sources,
+        created=created,
+    )

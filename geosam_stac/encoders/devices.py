@@ -1,0 +1,123 @@
+"""Which device and precision an encoder uses, and what a device's failures mean."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from geosam_stac.errors import (
+    ConfigurationError,
+    DeviceOutOfMemoryError,
+    GeosamStacError,
+    TemporaryError,
+)
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+# What torch's allocators say on cuda, mps and cpu; the cu* libraries fail this way when the rest
+# of the GPU is full and they cannot allocate their workspace.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory"
+    r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDNN_STATUS_NOT_INITIALIZED|CUBLAS_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
+)
+_NO_KERNEL = re.compile(r"no kernel image is available", re.IGNORECASE)
+_LOST = re.compile(
+    r"CUDA error|CUDA driver error|CU(BLAS|DNN)_STATUS_|device-side assert|ECC error"
+)
+
+
+def resolve_device(requested: str) -> str:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means on this machine.
+
+    `auto` is cuda, else mps, else cpu; `cuda` is `cuda:0`.
+
+    Raises
+    ------
+    ConfigurationError
+        The device is not there, or is no device; never another device instead.
+    """
+    name = requested.strip().lower()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda:0" if gpus else "mps" if has_mps else "cpu"
+    if name == "cpu" or (name == "mps" and has_mps):
+        return name
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", name)
+    if match is not None and int(match[1] or 0) < gpus:
+        return f"cuda:{int(match[1] or 0)}"
+    there = [f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(gpus)]
+    there += ["mps"] * has_mps + ["cpu"]
+    hint = "Give --device auto to take the best there is"
+    if match is not None and torch.version.cuda is None and torch.version.hip is None:
+        hint = "This torch is built without CUDA: install one that has it, or give --device cpu"
+    known = match is not None or name == "mps"
+    raise ConfigurationError(
+        f"device {requested!r} is not there" if known else f"{requested!r} is no device",
+        expected=f"one of {', '.join(there)}" if len(there) > 1 else f"{there[0]}, the only one",
+        hint=hint,
+    )
+
+
+def resolve_precision(requested: str, device: str) -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the GPU has it natively, else fp32.
+
+    Parameters
+    ----------
+    requested
+        `auto` or one of the three.
+    device
+        A resolved device.
+
+    Raises
+    ------
+    ConfigurationError
+        fp16 on the CPU, where half of the operators lack it; or no precision at all.
+    """
+    if requested == "auto":
+        native = device.startswith("cuda") and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        return "bf16" if native else "fp32"
+    if requested not in PRECISIONS:
+        raise ConfigurationError(
+            f"{requested!r} is no precision", expected=f"auto, {', '.join(PRECISIONS)}"
+        )
+    if requested == "fp16" and device == "cpu":
+        raise ConfigurationError(
+            "fp16 is not for the CPU", hint="Give --precision fp32 or bf16, or another --device"
+        )
+    return requested
+
+
+def device_failure(error: BaseException, device: str) -> GeosamStacError | None:
+    """What a torch error says of the device; None where it says nothing of it.
+
+    Out of memory may be cured by a smaller batch; after other CUDA errors the process's context
+    is broken, so only a new process helps.
+    """
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _OUT_OF_MEMORY.search(text):
+        return DeviceOutOfMemoryError(
+            f"{device} is out of memory",
+            hint="Give a smaller --batch-size or --memory-strategy low, or free the device",
+        )
+    if _NO_KERNEL.search(text):
+        return ConfigurationError(
+            f"this torch build has no code for {device}",
+            hint="Install a torch that supports this GPU, or give --device cpu",
+        )
+    if isinstance(error, torch.AcceleratorError) or _LOST.search(text):
+        return TemporaryError(
+            f"{device} failed or was lost",
+            got=text.partition("\n")[0],
+            hint="Start again: what is encoded already is kept. If it stays so, the GPU or its "
+            "driver is at fault",
+        )
+    return None

@@ -1,0 +1,367 @@
+"""One file over HTTP onto a local disk: streamed, resumed, retried, checked, renamed into place.
+
+Knows nothing of models. Imports no torch.
+
+Two processes may fetch the same file at once: the one that holds an `flock` on `.NAME.lock`
+writes `NAME.part`, the others wait and then find the finished file. The kernel drops the lock
+with its process, so none goes stale. Where the file system or platform has no `flock` (Windows,
+some HPC mounts), each process writes a part file of its own name, which is then not resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+
+from geosam_stac.errors import ConfigurationError, StorageError, TemporaryError
+from geosam_stac.events import Download, Notice, Sink
+
+# What is lost when a connection breaks: urllib3 hands out whole chunks only. With 1 MiB a line
+# that breaks more often than that would never come any further.
+_CHUNK_BYTES = 1 << 16
+_RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often a fetch tries, and how long it waits: exponential backoff with full jitter.
+
+    The n-th wait is uniform in 0 .. min(`max_wait_s`, `base_s` * 2**n), or what the server's
+    Retry-After asks for, up to `max_wait_s`. `timeout_s`: to connect, and between two reads.
+    """
+
+    attempts: int = 6
+    base_s: float = 1.0
+    max_wait_s: float = 30.0
+    timeout_s: tuple[float, float] = (10.0, 60.0)
+    sleep: Callable[[float], None] = time.sleep
+
+    def wait(self, tries: int, retry_after_s: float | None) -> None:
+        """Sleep before try number `tries` + 1."""
+        ceiling = min(self.max_wait_s, self.base_s * 2.0 ** (tries - 1))
+        delay = random.uniform(0.0, ceiling)
+        if retry_after_s is not None:
+            delay = max(delay, min(retry_after_s, self.max_wait_s))
+        self.sleep(delay)
+
+
+class _BrokenError(Exception):
+    """One try came to nothing, another may help. Never leaves this module."""
+
+    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+def public_url(url: str) -> str:
+    """The URL without user, password, query and fragment: any of them may be a secret."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def download(
+    url: str,
+    dest: Path,
+    *,
+    size_bytes: int | None,
+    sha256: str | None,
+    sink: Sink,
+    retry: RetryPolicy,
+    before_commit: Callable[[str], None],
+) -> str:
+    """Fetch `url` to `dest`, unless another process has done so meanwhile.
+
+    Parameters
+    ----------
+    url, dest
+        From where to where; the folder of `dest` is made.
+    size_bytes, sha256
+        What the file must have; None where nobody says.
+    sink, retry
+        Gets Download events and notices of new tries; how often to try.
+    before_commit
+        Called with the file's sha256 once it is whole and right, before it gets its name.
+
+    Returns
+    -------
+    str
+        sha256 of the file, hex.
+
+    Raises
+    ------
+    TemporaryError
+        The server cannot be reached, breaks off or refuses, for `retry.attempts` tries.
+    ConfigurationError
+        The server has no such file (4xx), or the file has the wrong size or sha256.
+    StorageError
+        `dest` cannot be written.
+    """
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _own_part(dest, sink) as part:
+            if not dest.exists():
+                _fill(
+                    url,
+                    part,
+                    name=dest.name,
+                    total=size_bytes,
+                    sha256=sha256,
+                    sink=sink,
+                    retry=retry,
+                )
+                got = file_sha256(part)
+                if sha256 is not None and got != sha256:
+                    _drop(part)
+                    raise ConfigurationError(
+                        "the fetched checkpoint has the wrong sha256 and was thrown away",
+                        href=public_url(url),
+                        expected=sha256,
+                        got=got,
+                        hint="Try once more; if it stays so, a proxy or the server changes the "
+                        "file: fetch it elsewhere and give --checkpoint PATH",
+                    )
+                before_commit(got)
+                part.replace(dest)
+                _drop(part)
+                return got
+        return file_sha256(dest)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the checkpoint: {error.strerror or error}",
+            href=str(dest),
+            hint="Free space there, or set GEOSAM_STAC_CACHE to another folder",
+        ) from error
+
+
+def _fill(
+    url: str,
+    part: Path,
+    *,
+    name: str,
+    total: int | None,
+    sha256: str | None,
+    sink: Sink,
+    retry: RetryPolicy,
+) -> None:
+    """Try until `part` holds the whole file, or give up."""
+    with requests.Session() as session:
+        for tries in range(1, retry.attempts + 1):
+            try:
+                _attempt(
+                    session,
+                    url,
+                    part,
+                    name=name,
+                    size_bytes=total,
+                    sha256=sha256,
+                    sink=sink,
+                    timeout_s=retry.timeout_s,
+                )
+                return
+            except _BrokenError as broken:
+                reason, retry_after_s = str(broken), broken.retry_after_s
+            if tries < retry.attempts:
+                sink(Notice(message=f"fetching {name}: {reason}; trying again", level="warning"))
+                retry.wait(tries, retry_after_s)
+    raise TemporaryError(
+        f"cannot fetch the checkpoint after {retry.attempts} tries: {reason}",
+        href=public_url(url),
+        hint="Try again later (it goes on where it broke off), fetch it elsewhere and give "
+        "--checkpoint PATH, or try the pipeline with --checkpoint untrained",
+    )
+
+
+def _attempt(
+    session: requests.Session,
+    url: str,
+    part: Path,
+    *,
+    name: str,
+    size_bytes: int | None,
+    sha256: str | None,
+    sink: Sink,
+    timeout_s: tuple[float, float],
+) -> None:
+    """One request; appends to `part` where the server lets us, else starts it again."""
+    offset = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # or Content-Length would be of compressed bytes
+    validator = _validator(part, url)
+    if offset and (validator or sha256):
+        # Without a validator a changed file would be glued to the old one's head: then only a
+        # known sha256, which would notice, allows to resume.
+        headers["Range"] = f"bytes={offset}-"
+        if validator:
+            headers["If-Range"] = validator
+    try:
+        with session.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
+            if response.status_code == 416:
+                # Nothing lies beyond our part: it is whole already, or of another file.
+                if _total(response, 0) == offset:
+                    return
+                _drop(part)
+                raise _BrokenError("the file on the server has changed")
+            _check_status(response, url)
+            resumed = response.status_code == 206
+            if resumed and not _continues(response, offset):
+                _drop(part)
+                raise _BrokenError("the server answered with another range than asked for")
+            done = offset if resumed else 0
+            total = _total(response, done)
+            if size_bytes is not None and total is not None and total != size_bytes:
+                _drop(part)
+                raise ConfigurationError(
+                    "what lies at the checkpoint's address is another file",
+                    href=public_url(url),
+                    expected=f"{size_bytes} bytes",
+                    got=f"{total} bytes",
+                    hint="If a proxy or a sign-in page answers there, fetch the file elsewhere "
+                    "and give --checkpoint PATH",
+                )
+            if not resumed:
+                _remember(part, url, response)
+            with part.open("ab" if resumed else "wb") as stream:
+                sink(Download(name=name, done_bytes=done, total_bytes=total))
+                for chunk in response.iter_content(_CHUNK_BYTES):
+                    stream.write(chunk)
+                    done += len(chunk)
+                    sink(Download(name=name, done_bytes=done, total_bytes=total))
+                stream.flush()
+                os.fsync(stream.fileno())
+    except (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+    ) as error:
+        raise _BrokenError(_reason(error)) from error
+    except requests.RequestException as error:  # a malformed URL, too many redirects, ...
+        raise ConfigurationError(
+            f"the checkpoint cannot be asked for ({type(error).__name__})",
+            href=public_url(url),
+            hint="Check the address, or give --checkpoint PATH",
+        ) from error
+    if total is not None and done != total:
+        raise _BrokenError(f"the server broke off at {done} of {total} bytes")
+
+
+def _check_status(response: requests.Response, url: str) -> None:
+    status = response.status_code
+    if status in (200, 206):
+        return
+    if status in _RETRY_STATUS or status >= 500:
+        after = response.headers.get("Retry-After", "")
+        raise _BrokenError(
+            f"the server answers {status} {response.reason}",
+            retry_after_s=float(after) if after.isdigit() else None,
+        )
+    raise ConfigurationError(
+        f"the server does not give the checkpoint: {status} {response.reason}",
+        href=public_url(url),
+        hint="Check the address, or fetch the file elsewhere and give --checkpoint PATH",
+    )
+
+
+def _continues(response: requests.Response, offset: int) -> bool:
+    return response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+
+
+def _total(response: requests.Response, done: int) -> int | None:
+    """Size of the whole file in bytes, as the server says it."""
+    ranged = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if ranged.isdigit():
+        return int(ranged)
+    length = response.headers.get("Content-Length", "")
+    return done + int(length) if length.isdigit() else None
+
+
+def _reason(error: Exception) -> str:
+    """A short reason without the URL, which may be signed and which requests repeats."""
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the TLS handshake fails (certificate not trusted?)"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off"
+    return "the server cannot be reached, or the connection broke off"
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _remember(part: Path, url: str, response: requests.Response) -> None:
+    """Write down which version of the file `part` is the beginning of."""
+    etag = response.headers.get("ETag", "")
+    if etag.startswith("W/"):  # If-Range takes strong validators only (RFC 9110, 13.1.5)
+        etag = ""
+    validator = etag or response.headers.get("Last-Modified", "")
+    key = hashlib.sha256(url.encode()).hexdigest()
+    _notes(part).write_text(json.dumps({"url_sha256": key, "validator": validator}))
+
+
+def _validator(part: Path, url: str) -> str:
+    try:
+        notes = json.loads(_notes(part).read_text())
+        same = notes["url_sha256"] == hashlib.sha256(url.encode()).hexdigest()
+        return str(notes["validator"]) if same else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _drop(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _notes(part).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _own_part(dest: Path, sink: Sink) -> Iterator[Path]:
+    """A part file that nobody else writes meanwhile; see the module's docstring."""
+    lock = dest.with_name(f".{dest.name}.lock")
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if _flock(fd, dest.name, sink):
+            yield dest.with_name(dest.name + ".part")
+            return
+        part = dest.with_name(f"{dest.name}.{uuid.uuid4().hex}.part")
+        try:
+            yield part
+        finally:
+            _drop(part)
+    finally:
+        os.close(fd)  # which drops the lock
+
+
+def _flock(fd: int, name: str, sink: Sink) -> bool:
+    """Wait for the lock; False where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sink(Notice(message=f"another process is fetching {name}; waiting for it"))
+            fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True

@@ -1,0 +1,43 @@
+"""SAM (ViT-B, ViT-L, ViT-H), through Meta's own package `segment-anything`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from geosam_stac.encoders.base import TorchEncoder, place
+from geosam_stac.encoders.checkpoints import Weights
+from geosam_stac.encoders.registry import ModelEntry
+from geosam_stac.encoders.weights import load_weights
+
+
+class SamEncoder(TorchEncoder):
+    """SAM's image encoder: what `SamPredictor.set_image` keeps as `features`."""
+
+    def _forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return {"image_embed": self.model.image_encoder(images)}
+
+
+ENCODER = SamEncoder
+
+
+def load_model(entry: ModelEntry, weights: Weights, device: str) -> nn.Module:
+    """The whole `segment_anything.modeling.Sam`, in eval mode, on a resolved device.
+
+    Raises
+    ------
+    ConfigurationError
+        The checkpoint is damaged, holds code, or is of another model.
+    DeviceOutOfMemoryError, TemporaryError
+        The device is full or lost.
+    """
+    from segment_anything import sam_model_registry
+
+    model = load_weights(
+        weights,
+        build=sam_model_registry[entry.build_key],
+        unwrap=lambda content: content,  # the files are plain state dicts
+    )
+    return place(model, device)

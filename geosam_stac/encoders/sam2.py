@@ -1,0 +1,77 @@
+"""SAM 2 and SAM 2.1 (Hiera), through Meta's own package `sam2`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from geosam_stac.encoders.base import TorchEncoder, place
+from geosam_stac.encoders.checkpoints import Weights
+from geosam_stac.encoders.registry import ModelEntry
+from geosam_stac.encoders.weights import load_weights
+
+# As sam2.build_sam.build_sam2 does by default, and ultralytics always. It touches the mask
+# decoder only: a single mask that is not stable falls back to the best of the three.
+_POSTPROCESSING = {
+    "dynamic_multimask_via_stability": True,
+    "dynamic_multimask_stability_delta": 0.05,
+    "dynamic_multimask_stability_thresh": 0.98,
+}
+
+
+class Sam2Encoder(TorchEncoder):
+    """SAM 2's image encoder: what `SAM2ImagePredictor.set_image` keeps as `_features`.
+
+    Ready for prompts: `no_mem_embed` is added to the lowest resolution, and the decoder's conv_s0
+    and conv_s1 (in `forward_image`) have projected the other two.
+    """
+
+    def _forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        model = self.model
+        fine, middle, coarse = model.forward_image(images)["backbone_fpn"][-3:]
+        if model.directly_add_no_mem_embed:
+            # (1, 1, C) in the model, for tokens in rows; here (1, C, 1, 1).
+            coarse = coarse + model.no_mem_embed.view(1, -1, 1, 1)
+        return {"image_embed": coarse, "high_res_feats_0": fine, "high_res_feats_1": middle}
+
+
+ENCODER = Sam2Encoder
+
+
+def load_model(entry: ModelEntry, weights: Weights, device: str) -> nn.Module:
+    """The whole `sam2.modeling.sam2_base.SAM2Base`, in eval mode, on a resolved device.
+
+    Raises
+    ------
+    ConfigurationError
+        The checkpoint is damaged, holds code, or is of another model.
+    DeviceOutOfMemoryError, TemporaryError
+        The device is full or lost.
+    """
+    model = load_weights(
+        weights,
+        build=lambda: _build(entry.build_key),
+        unwrap=lambda content: content.get("model") if isinstance(content, dict) else None,
+    )
+    return place(model, device)
+
+
+def _build(config: str) -> nn.Module:
+    """The model of a config file inside the sam2 package.
+
+    Not through `build_sam2`: that asks hydra's process-wide state for the config, which is another
+    one's once anybody else in the process has used hydra. Reading the file and instantiating it
+    needs no such state.
+    """
+    import sam2
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.load(Path(sam2.__path__[0]) / config)
+    OmegaConf.update(content, "model.sam_mask_decoder_extra_args", _POSTPROCESSING, force_add=True)
+    OmegaConf.resolve(content)
+    model: nn.Module = instantiate(content.model, _recursive_=True)
+    return model

@@ -1,0 +1,55 @@
+"""What a run was made of: versions of the software, the machine, the config in force."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = (
+    "geosam-stac",
+    "odc-stac",
+    "odc-geo",
+    "odc-loader",
+    "rasterio",
+    "numpy",
+    "torch",
+    "sam2",
+    "segment-anything",
+)
+
+
+def software(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Package name -> installed version; packages that are not installed are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def run_document(
+    *,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    sources: Mapping[str, str] | None,
+    created: datetime,
+) -> bytes:
+    """`run.json`: the config in force (and where each option came from), facts, environment."""
+    document = {
+        "created": created.astimezone(UTC).isoformat(),
+        "config": dict(config),
+        "config_sources": dict(sources or {}),
+        "run": dict(facts),
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "software": software(),
+        },
+    }
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,175 @@
+"""Session: one model on one device, and the scenes that are made for it. No threads here.
+
+Batches are halved when the device runs out of memory, and cached memory is freed as the memory
+strategy asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pystac
+
+from geosam_stac.config import EncodeConfig
+from geosam_stac.encoders import load_encoder
+from geosam_stac.encoders.base import ImageEncoder
+from geosam_stac.encoders.checkpoints import Weights, resolve
+from geosam_stac.encoders.registry import ModelEntry, find_model
+from geosam_stac.errors import DeviceOutOfMemoryError, TemporaryError
+from geosam_stac.events import BatchHalved, Notice, Sink, ignore
+from geosam_stac.plan import Plan, make_plan
+from geosam_stac.sources import open_scene, parse_item, read_item
+from geosam_stac.storage import read_text
+from geosam_stac.types import Chip, Features, Scene
+
+FREE_EVERY_CHIPS = 16
+AUTO_BATCH = {"cuda": 8, "mps": 2, "cpu": 1}
+
+Source = str | Mapping[str, Any] | pystac.Item | Scene
+
+
+class Session:
+    """One model, many scenes.
+
+    Parameters
+    ----------
+    config
+        Options for every scene; `model`, `checkpoint`, `device` and `precision` are fixed by it.
+    cache_dir
+        Where checkpoints are kept.
+    sink
+        Who hears of the progress.
+
+    Raises
+    ------
+    ConfigurationError
+        Unknown model, a device that is not there, a checkpoint that does not fit.
+    """
+
+    def __init__(self, config: EncodeConfig, *, cache_dir: Path, sink: Sink = ignore) -> None:
+        from geosam_stac.encoders.devices import resolve_device, resolve_precision
+
+        self.config = config
+        self.sink = sink
+        self.cache_dir = cache_dir
+        self.config_sources: Mapping[str, str] = {}
+        self.entry: ModelEntry = find_model(config.model)
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        if config.memory_strategy == "low":
+            self.batch_size = 1
+        elif config.batch_size == "auto":
+            self.batch_size = AUTO_BATCH[self.device.partition(":")[0]]
+        else:
+            self.batch_size = config.batch_size
+        self._weights: Weights | None = None
+        self._encoder: ImageEncoder | None = None
+        self._since_freed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the model and the device's memory."""
+        if self._encoder is not None:
+            encoder, self._encoder = self._encoder, None
+            encoder.free_cached_memory()
+
+    @property
+    def weights(self) -> Weights:
+        """The weights, fetched on first use."""
+        if self._weights is None:
+            self._weights = resolve(
+                self.entry, self.config.checkpoint, cache_dir=self.cache_dir, sink=self.sink
+            )
+            if self._weights.seed is not None:
+                self.sink(
+                    Notice(
+                        message=f"{self.entry.name} has RANDOM weights "
+                        f"({self._weights.label}): its features are good for trying the pipeline, "
+                        "and for nothing else",
+                        level="warning",
+                    )
+                )
+        return self._weights
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The model on its device, loaded on first use."""
+        if self._encoder is None:
+            self._encoder = load_encoder(
+                self.entry,
+                self.weights,
+                device=self.device,
+                precision=self.precision,
+                feature_dtype=self.config.feature_dtype,
+            )
+        return self._encoder
+
+    def scene(self, source: Source, *, read_headers: bool = True) -> Scene:
+        """Make a scene of an Item's href (or `-`), JSON document, pystac Item, or Scene."""
+        if isinstance(source, Scene):
+            return source
+        if isinstance(source, str):
+            source = read_item(source, read_text=read_text)
+        elif not isinstance(source, pystac.Item):
+            source = parse_item(source, href=None)
+        return open_scene(source, self.config, read_headers=read_headers)
+
+    def plan(self, source: Source, *, device_tflops: float | None = None) -> Plan:
+        """What encoding would take; reads no pixels, and no network but for the Item itself."""
+        return make_plan(
+            self.scene(source, read_headers=False),
+            self.config,
+            self.entry,
+            device=self.device,
+            precision=self.precision,
+            device_tflops=device_tflops,
+        )
+
+    def encode_batch(self, chips: list[Chip]) -> Iterator[Features]:
+        """Encode chips of one shape, in as many batches as the device's memory asks for."""
+        todo = list(chips)
+        while todo:
+            batch = todo[: self.batch_size]
+            try:
+                tensors = self.encoder.encode(
+                    np.stack([chip.pixels for chip in batch]), batch[0].content_px
+                )
+            except DeviceOutOfMemoryError as error:
+                self.encoder.free_cached_memory()
+                if len(batch) == 1:
+                    raise TemporaryError(
+                        f"{self.device} is out of memory even for a batch of one chip",
+                        chip=batch[0].ref.chip_id,
+                        got=error.got,
+                        hint="Choose a smaller model, or free the device",
+                    ) from error
+                self.batch_size = len(batch) // 2
+                self.sink(BatchHalved(batch_size=self.batch_size))
+                continue
+            todo = todo[len(batch) :]
+            self._free(len(batch))
+            for index, chip in enumerate(batch):
+                yield Features(
+                    ref=chip.ref, tensors={name: values[index] for name, values in tensors.items()}
+                )
+
+    def _free(self, chips: int) -> None:
+        self._since_freed += chips
+        every = 1 if self.config.memory_strategy == "low" else FREE_EVERY_CHIPS
+        if self._since_freed >= every:
+            self.encoder.free_cached_memory()
+            self._since_freed = 0

@@ -1,0 +1,260 @@
+"""Which bands an Item has, and which of them a user's names mean.
+
+Names are matched against asset keys, `asset.N`, band names and common names, from `bands`
+(STAC 1.1), `eo:bands` and `raster:bands` (STAC 1.0). Metadata only: no file is opened here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pystac
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from geosam_stac.errors import DataError, UsageError
+from geosam_stac.hrefs import absolute, unsigned
+from geosam_stac.types import Band
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".nc", ".hdf", ".h5")
+NOT_DATA_ROLES = {"thumbnail", "metadata"}
+# An asset with one of these roles repeats data of other assets: it is matched by its key, and by
+# its bands' names only where no data asset has them.
+DERIVED_ROLES = {"visual", "overview"}
+DEFAULT_NAMES = ("red", "green", "blue")
+
+
+def list_bands(item: pystac.Item) -> list[Band]:
+    """All bands of the Item's raster assets, data assets first, else in the Item's order.
+
+    An asset that says nothing of its bands counts as one band. Raises DataError when the Item has
+    no raster asset, or its projection metadata contradicts itself.
+    """
+    assets = [(key, asset) for key, asset in item.assets.items() if _is_raster(asset)]
+    if not assets:
+        raise DataError(
+            "the Item has no raster asset",
+            item=item.id,
+            got=", ".join(item.assets) or "no assets",
+            expected="a GeoTIFF or other raster",
+        )
+    assets.sort(key=lambda pair: bool(set(pair[1].roles or ()) & DERIVED_ROLES))
+    return [band for key, asset in assets for band in _asset_bands(item, key, asset)]
+
+
+def select_bands(item: pystac.Item, names: Sequence[str] | None) -> tuple[Band, ...]:
+    """The 1 to 3 bands that `names` mean, in their order; None: red, green, blue or the first.
+
+    Raises
+    ------
+    DataError
+        A name that is not there; lists the bands there are.
+    UsageError
+        The names come to more than three bands.
+    """
+    bands = list_bands(item)
+    if names is None:
+        return _default_bands(bands)
+    chosen: list[Band] = []
+    for name in names:
+        chosen.extend(_find(item, bands, name))
+    if len(chosen) > 3:
+        raise UsageError(
+            "--bands comes to more than 3 bands",
+            item=item.id,
+            got=", ".join(f"{band.asset}.{band.index}" for band in chosen),
+            hint=f"There are: {describe(bands)}",
+        )
+    return tuple(chosen)
+
+
+def describe(bands: Iterable[Band]) -> str:
+    """The bands by all the names that they answer to, for messages."""
+    lines: list[str] = []
+    bands = list(bands)
+    counts = {band.asset: sum(other.asset == band.asset for other in bands) for band in bands}
+    for band in bands:
+        key = band.asset if counts[band.asset] == 1 else f"{band.asset}.{band.index}"
+        others = dict.fromkeys(
+            name for name in (band.name, band.common_name) if name and name != key
+        )
+        lines.append(key + (f" ({', '.join(others)})" if others else ""))
+    return ", ".join(lines)
+
+
+def _default_bands(bands: list[Band]) -> tuple[Band, ...]:
+    matches = [
+        next((band for band in bands if band.common_name == name), None) for name in DEFAULT_NAMES
+    ]
+    found = tuple(band for band in matches if band is not None)
+    if len(found) == len(DEFAULT_NAMES):
+        return found
+    # No true colour: the first data bands. Bands of one grid only, or resampling would decide.
+    first = bands[0]
+    same = [band for band in bands if _same_grid(band.geobox, first.geobox)]
+    return tuple(same[:3])
+
+
+def _same_grid(one: GeoBox | None, other: GeoBox | None) -> bool:
+    return one is None or other is None or one == other
+
+
+def _find(item: pystac.Item, bands: list[Band], name: str) -> list[Band]:
+    def matching(test: Callable[[Band], bool]) -> list[Band]:
+        return [band for band in bands if test(band)]
+
+    asset, dot, number = name.rpartition(".")
+    if by_key := matching(lambda band: band.asset == name):
+        return by_key
+    if dot and number.isdigit() and (by_index := _by_index(bands, asset, int(number))):
+        return [by_index]
+    low = name.lower()
+    tests: tuple[Callable[[Band], bool], ...] = (
+        lambda band: band.name == name,
+        lambda band: band.common_name == name,
+        lambda band: low in (band.name.lower(), (band.common_name or "").lower()),
+        lambda band: band.asset.lower() == low,
+    )
+    for test in tests:
+        if found := matching(test):
+            return found if test is tests[-1] else found[:1]
+    known = {text for band in bands for text in (band.asset, band.name, band.common_name) if text}
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    raise DataError(
+        f"no band {name!r}",
+        item=item.id,
+        hint=(f"Did you mean {near[0]!r}? " if near else "") + f"There are: {describe(bands)}",
+    )
+
+
+def _by_index(bands: list[Band], asset: str, index: int) -> Band | None:
+    """`asset.N`, also beyond the bands that the metadata tells of: the header decides later."""
+    of_asset = [band for band in bands if band.asset == asset]
+    if not of_asset or index < 1:
+        return None
+    exact = next((band for band in of_asset if band.index == index), None)
+    if exact is not None or len(of_asset) > 1:
+        return exact
+    only = of_asset[0]
+    return Band(
+        name=f"{asset}.{index}",
+        asset=asset,
+        index=index,
+        href=only.href,
+        source_href=only.source_href,
+        geobox=only.geobox,
+    )
+
+
+def _is_raster(asset: pystac.Asset) -> bool:
+    roles = set(asset.roles or ())
+    if roles & NOT_DATA_ROLES:
+        return False
+    media = (asset.media_type or "").split(";")[0].strip().lower()
+    if media:
+        return media.startswith("image/") and media not in (
+            "image/png",
+            "image/jpeg",
+            "image/gif",
+            "image/webp",
+        )
+    path = asset.href.split("?")[0].lower()
+    return path.endswith(RASTER_SUFFIXES) or "data" in roles
+
+
+def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset) -> list[Band]:
+    fields = asset.extra_fields
+    common = _dicts(fields.get("bands"))
+    eo = _dicts(fields.get("eo:bands"))
+    raster = _dicts(fields.get("raster:bands"))
+    count = max(len(common), len(eo), len(raster), 1)
+    # An Item from standard input without a self link: relative hrefs are of this folder.
+    base = item.get_self_href() or f"{Path.cwd()}/"
+    source_href = absolute(asset.href, base)
+    geobox = _asset_geobox(item, key, asset)
+    bands = []
+    for index in range(count):
+        # Later ones win: the asset's own fields stand for all its bands (STAC 1.1).
+        facts: dict[str, Any] = {
+            name: fields[name] for name in ("data_type", "nodata") if name in fields
+        }
+        for source in (raster, eo, common):
+            if index < len(source):
+                facts |= source[index]
+        common_name = facts.get("eo:common_name") or facts.get("common_name")
+        name = facts.get("name") or (key if count == 1 else f"{key}.{index + 1}")
+        bands.append(
+            Band(
+                name=str(name),
+                asset=key,
+                index=index + 1,
+                href=unsigned(source_href),
+                source_href=source_href,
+                dtype=_dtype(facts.get("data_type")),
+                nodata=_nodata(facts.get("nodata"), item.id, key),
+                common_name=str(common_name) if common_name else None,
+                geobox=geobox,
+            )
+        )
+    return bands
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        return []
+    return [entry if isinstance(entry, dict) else {} for entry in value]
+
+
+def _dtype(value: object) -> str | None:
+    # STAC's data types are numpy's names, but for "other" and the complex integers.
+    known = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+    known |= {"float32", "float64"}
+    return value if isinstance(value, str) and value in known else None
+
+
+def _nodata(value: object, item_id: str, key: str) -> float | None:
+    if value is None:
+        return None
+    # STAC writes NaN and the infinities as text: "nan", "inf", "-inf".
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"$.assets.{key}: nodata is no number", item=item_id, got=repr(value)
+        ) from error
+
+
+def _asset_geobox(item: pystac.Item, key: str, asset: pystac.Asset) -> GeoBox | None:
+    """The asset's grid from `proj:*`, the asset's own fields before the Item's; None if unsaid."""
+
+    def get(name: str) -> Any:
+        value = asset.extra_fields.get(name)
+        return item.properties.get(name) if value is None else value
+
+    shape, transform = get("proj:shape"), get("proj:transform")
+    crs = get("proj:code") or get("proj:epsg") or get("proj:wkt2") or get("proj:projjson")
+    if shape is None or transform is None or crs is None:
+        return None
+    try:
+        height, width = (int(size) for size in shape)
+        affine = _affine(transform)
+        return GeoBox((height, width), affine, crs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"$.assets.{key}: the projection metadata cannot be read: {error}",
+            item=item.id,
+            expected="proj:shape [height, width], proj:transform of 6 or 9 numbers, a known CRS",
+        ) from error
+
+
+def _affine(transform: Sequence[float]) -> Affine:
+    numbers = [float(number) for number in transform]
+    if len(numbers) not in (6, 9) or (len(numbers) == 9 and numbers[6:] != [0, 0, 1]):
+        raise ValueError(f"proj:transform {transform}")
+    affine = Affine(*numbers[:6])
+    if affine.determinant == 0:
+        raise ValueError(f"proj:transform {transform} has no area")
+    return affine

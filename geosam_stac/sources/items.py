@@ -1,0 +1,196 @@
+"""A STAC Item from a URL, a file or standard input: read, checked, and its hrefs made absolute.
+
+Imports no raster library. Reading from an object store is handed in as `read_text`, because
+storage is a sibling.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pystac
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
+from geosam_stac.hrefs import is_local, to_local_path, unsigned
+
+ReadText = Callable[[str], str]
+
+TIMEOUT_S = (10, 60)  # connect, read
+RETRIES = Retry(
+    total=4,
+    backoff_factor=0.5,
+    backoff_jitter=0.5,
+    status_forcelist=(429, 500, 502, 503, 504),
+    allowed_methods=None,
+    raise_on_status=False,
+)
+
+
+def read_item(source: str, *, read_text: ReadText | None = None) -> pystac.Item:
+    """Read one Item from a URL, a file, or `-` for standard input.
+
+    Parameters
+    ----------
+    source
+        http(s) URL, local path, `-`, or an object-store URL (then `read_text` reads it).
+    read_text
+        href -> text, for schemes other than http(s) and local files.
+
+    Raises
+    ------
+    DataError
+        Not found, not JSON, or not a STAC Item: says what it is instead, with the JSON path.
+    TemporaryError
+        The server did not answer, or answered with an error that may pass.
+    """
+    if source == "-":
+        return parse_item(_json(sys.stdin.read(), "standard input"), href=None)
+    if source.lower().startswith(("http://", "https://")):
+        text = _read_http(source)
+    elif is_local(source):
+        text, source = _read_file(source)
+    elif read_text is not None:
+        text = read_text(source)
+    else:
+        raise UsageError("no reader for this kind of href", href=unsigned(source))
+    return parse_item(_json(text, unsigned(source)), href=source)
+
+
+def parse_item(document: Any, *, href: str | None) -> pystac.Item:
+    """Check a JSON document and make it an Item whose self link is `href`.
+
+    Raises DataError that names the JSON path at fault.
+    """
+    where = unsigned(href) if href else None
+    _check_document(document, where)
+    item_id = document["id"]
+    try:
+        with warnings.catch_warnings():
+            # pystac warns about extensions that it cannot migrate; none of them is ours to mend.
+            warnings.simplefilter("ignore")
+            item = pystac.Item.from_dict(document, href=href)
+    except (pystac.STACError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"the STAC Item cannot be read: {type(error).__name__}: {error}",
+            item=str(item_id),
+            href=where,
+            hint="Check it with a STAC validator",
+        ) from error
+    return item
+
+
+def self_href(item: pystac.Item) -> str:
+    """The Item's unsigned self link, or its id where it has none."""
+    href = item.get_self_href()
+    return unsigned(href) if href else item.id
+
+
+def _check_document(document: Any, where: str | None) -> None:
+    def fail(path: str, expected: str, got: object) -> None:
+        raise DataError(
+            f"not a STAC Item: {path} is wrong", href=where, expected=expected, got=_short(got)
+        )
+
+    if not isinstance(document, dict):
+        fail("$", "a JSON object", document)
+    kind = document.get("type")
+    if kind == "FeatureCollection":
+        raise DataError(
+            "not a STAC Item: $.type is FeatureCollection",
+            href=where,
+            hint="Give one of its features to --item",
+        )
+    if kind in ("Collection", "Catalog"):
+        raise DataError(
+            f"not a STAC Item: $.type is {kind}",
+            href=where,
+            hint="Give the URL of one of its Items",
+        )
+    if kind != "Feature":
+        fail("$.type", "'Feature'", kind)
+    if not isinstance(document.get("stac_version"), str):
+        fail("$.stac_version", "a version such as '1.1.0'", document.get("stac_version"))
+    if not isinstance(document.get("id"), str) or not document["id"]:
+        fail("$.id", "a text", document.get("id"))
+    if not isinstance(document.get("properties"), dict):
+        fail("$.properties", "an object", document.get("properties"))
+    assets = document.get("assets")
+    if not isinstance(assets, dict) or not assets:
+        fail("$.assets", "an object with at least one asset", assets)
+    for key, asset in document["assets"].items():
+        if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
+            fail(f"$.assets.{key}.href", "a text", asset)
+    if not isinstance(document.get("links", []), list):
+        fail("$.links", "a list", document.get("links"))
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        start = text.lstrip()[:1]
+        raise DataError(
+            "not a STAC Item: this is not JSON" + (" but HTML or XML" if start == "<" else ""),
+            href=where,
+            got=str(error),
+        ) from error
+
+
+def _read_file(source: str) -> tuple[str, str]:
+    path = Path(to_local_path(source)).absolute()
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except FileNotFoundError as error:
+        raise DataError("no such file", href=str(path), hint="Check the path to --item") from error
+    except IsADirectoryError as error:
+        raise DataError(
+            "this is a folder, not a STAC Item", href=str(path), hint="Name the Item's JSON file"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the file cannot be read: {error}", href=str(path)) from error
+
+
+def _read_http(url: str) -> str:
+    href = unsigned(url)
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=RETRIES))
+        session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+        try:
+            response = session.get(
+                url, timeout=TIMEOUT_S, headers={"Accept": "application/geo+json, application/json"}
+            )
+        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+            raise DataError("not a valid URL", href=href) from error
+        except requests.RequestException as error:
+            raise TemporaryError(
+                f"the server did not answer ({type(error).__name__})",
+                href=href,
+                hint="Try again; check the host name and the network",
+            ) from error
+    return _checked_text(response, href)
+
+
+def _checked_text(response: requests.Response, href: str) -> str:
+    status = f"HTTP {response.status_code}"
+    if response.ok:
+        response.encoding = "utf-8"
+        return response.text
+    if response.status_code == 429 or response.status_code >= 500:
+        raise TemporaryError("the server cannot answer now", href=href, got=status)
+    error: GeosamStacError = DataError("the Item cannot be had", href=href, got=status)
+    if response.status_code in (401, 403):
+        error.hint = "The server asks for credentials or a signature"
+    raise error

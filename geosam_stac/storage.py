@@ -1,0 +1,418 @@
+"""Where outputs lie: a local folder or an object store, behind one small class.
+
+The only user of fsspec. Writes are whole or not there at all; every failure is a
+`GeosamStacError` that says if another try helps. Imports `errors` and `hrefs` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from geosam_stac import hrefs
+from geosam_stac.errors import (
+    ConfigurationError,
+    DataError,
+    GeosamStacError,
+    StorageError,
+    TemporaryError,
+)
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
+_PROBE_KEY = ".geosam-stac-probe"
+
+_EXPECTED = "a local folder, s3:// or gs://"
+_HINT_ACCESS = "Check the permissions there, or choose another --out"
+_HINT_LOGIN = (
+    "Set the store's credentials in the environment (AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS)"
+)
+_HINT_AGAIN = "Try again: what is written already is kept"
+_LASTING = {
+    errno.ENOSPC: ("the disk is full", "Free space, or choose another --out"),
+    errno.EDQUOT: ("the quota is used up", "Free space, or choose another --out"),
+    errno.EROFS: ("the file system is read-only", "Choose another --out"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "Choose another --out"),
+    errno.EEXIST: ("a file stands where a folder is needed", "Choose another --out"),
+    errno.EISDIR: ("a folder stands where a file is needed", "Choose another --out"),
+    errno.EACCES: ("access is denied", _HINT_ACCESS),
+    errno.EPERM: ("access is denied", _HINT_ACCESS),
+}
+_TEMPORARY_ERRNOS = frozenset(
+    {
+        # How s3fs passes on SlowDown, 503 and 500 (s3fs/errors.py); macOS knows no EREMOTEIO.
+        *(errno.EBUSY, getattr(errno, "EREMOTEIO", errno.ENOENT)),
+        *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
+        *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPIPE, errno.EAGAIN),
+    }
+)
+# Names of the drivers' own exceptions (botocore, google-auth, gcsfs, aiohttp, requests, azure),
+# and of S3's error codes.
+_LOGIN = re.compile(
+    "NoCredentialsError|PartialCredentialsError|CredentialRetrievalError|ProfileNotFound|"
+    "DefaultCredentialsError|RefreshError|TokenRetrievalError|NoAuthTokenError|SSOError|"
+    "ClientAuthenticationError|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|"
+    "TokenRefreshRequired"
+)
+_NETWORK = re.compile(
+    "HTTPClientError|ConnectionError|ConnectTimeoutError|ReadTimeoutError|ResponseStreamingError|"
+    "IncompleteReadError|ClientConnectionError|ClientPayloadError|ServerTimeoutError|Timeout|"
+    "ChunkedEncodingError|ProxyError|TransportError|ChecksumError|FlexibleChecksumError|"
+    "ServiceRequestError|ServiceResponseError|gaierror|TimeoutError"
+)
+
+# What fsspec offers for these is no place for objects: they cannot be written, or only partly.
+_READ_ONLY = frozenset({"http", "https", "ftp", "zip", "tar", "github", "data", "reference"})
+
+
+class Store:
+    """Objects under one root, addressed by POSIX keys relative to it.
+
+    Safe to use from many threads at once. Nothing is cached: `exists` and `size` ask each time.
+
+    Parameters
+    ----------
+    url
+        A local folder (need not exist), `file://`, `s3://`, `gs://`, or any other URL whose fsspec
+        driver is installed. Credentials and endpoints come from the environment, as the drivers
+        read them (`AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`, ...).
+
+    Attributes
+    ----------
+    url
+        The root: an absolute local path, or the URL; no trailing slash.
+
+    Raises
+    ------
+    ConfigurationError
+        The URL's scheme is unknown, its driver is not installed, or the URL holds a secret.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._backend: _LocalBackend | _ObjectBackend
+        if hrefs.is_local(url):
+            if url.startswith("/vsi") or ("://" in url and not _SCHEME.match(url)):
+                raise ConfigurationError(
+                    "GDAL's and fsspec's chained names are no output", href=url, expected=_EXPECTED
+                )
+            local = _LocalBackend(hrefs.to_local_path(url))
+            self._backend, self.url, self.is_local = local, str(local.root), True
+        else:
+            self._backend, self.url, self.is_local = _ObjectBackend(url), url.rstrip("/"), False
+
+    def href(self, key: str) -> str:
+        """Absolute local path or URL of a key."""
+        return self._backend.href(_checked(key))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, whole or not at all; an older one of this key is replaced.
+
+        Local: a hidden temporary file beside it, flushed to disk, then renamed. Object stores: one
+        request, or a multipart upload that the driver aborts when it fails.
+
+        Raises
+        ------
+        StorageError
+            Not writable: no such bucket, access denied, read-only, full, over quota.
+        ConfigurationError
+            No credentials.
+        TemporaryError
+            Network, throttling, a server's own failure.
+        """
+        href = self.href(key)
+        with _translated("writing", href):
+            self._backend.put(key, data)
+
+    def get(self, key: str) -> bytes:
+        """Read an object; DataError when it is not there, else as `put`."""
+        href = self.href(key)
+        with _translated("reading", href):
+            return self._backend.get(key)
+
+    def exists(self, key: str) -> bool:
+        """True when there is an object (not a folder) of this key."""
+        return self.size(key) is not None
+
+    def size(self, key: str) -> int | None:
+        """Size of an object in bytes; None when it is not there."""
+        href = self.href(key)
+        with _translated("looking up", href):
+            return self._backend.size(key)
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is not there is no error."""
+        href = self.href(key)
+        with _translated("deleting", href):
+            self._backend.delete(key)
+
+    def delete_tree(self, key: str) -> None:
+        """Delete all objects below a key, never the root itself; none being there is no error."""
+        href = self.href(key)
+        with _translated("deleting", href):
+            self._backend.delete_tree(key)
+
+    def check_writable(self) -> None:
+        """Write and delete a small object, so that a bad output is found before a pixel is read.
+
+        Local: probes the root, or its nearest existing parent, so that no folder is left behind.
+        Raises as `put`.
+        """
+        with _translated("writing", self.url):
+            self._backend.check_writable()
+
+
+def read_bytes(href: str) -> bytes:
+    """Content of a local path, `file://` or object-store URL (not http: `sources` fetches those).
+
+    Raises DataError when there is nothing, otherwise as `Store.put`.
+    """
+    with _translated("reading", hrefs.unsigned(href)):
+        if hrefs.is_local(href):
+            return hrefs.to_local_path(href).read_bytes()
+        return bytes(_filesystem(href).cat_file(href))
+
+
+def read_text(href: str) -> str:
+    """As `read_bytes`, decoded from UTF-8, with or without a mark; DataError if it is not."""
+    try:
+        return read_bytes(href).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "a text file is not UTF-8",
+            href=hrefs.unsigned(href),
+            got=f"byte 0x{error.object[error.start]:02x} at {error.start}",
+        ) from error
+
+
+class _LocalBackend:
+    def __init__(self, root: Path) -> None:
+        # Not resolve(): hrefs keep the name that the user gave, symbolic links included.
+        self.root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100
+
+    def href(self, key: str) -> str:
+        return str(self.root / key)
+
+    def put(self, key: str, data: bytes) -> None:
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+        try:
+            _write_durably(temporary, data)
+            temporary.replace(target)
+        except BaseException:  # a signal too must leave nothing half-written behind
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+    def get(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def size(self, key: str) -> int | None:
+        path = self.root / key
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except FileNotFoundError:  # deleted in between
+            return None
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+    def delete_tree(self, key: str) -> None:
+        path = self.root / key
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StorageError(
+                "refusing to delete outside the output root",
+                href=str(path),
+                hint="A folder of the output is a symbolic link; delete it by hand",
+            )
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+    def check_writable(self) -> None:
+        folder = self.root
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        probe = folder / f".{uuid.uuid4().hex}.tmp"
+        try:
+            _write_durably(probe, b"geosam-stac")
+        finally:
+            # Where the folder is a file, unlink fails as the write did: keep the first error.
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+
+class _ObjectBackend:
+    def __init__(self, url: str) -> None:
+        secret = hrefs.find_secret(url)
+        if secret is not None:
+            raise ConfigurationError(
+                f"the output URL holds a secret ({secret}), which would stand in every document",
+                hint="Give credentials through the environment",
+            )
+        self.root = url.rstrip("/")
+        self.fs = _filesystem(url)
+
+    def href(self, key: str) -> str:
+        return f"{self.root}/{key}"
+
+    def put(self, key: str, data: bytes) -> None:
+        try:
+            self.fs.pipe_file(self.href(key), data)
+        except FileNotFoundError as error:
+            # Keys need no folders in an object store: what is missing is the bucket.
+            raise StorageError(
+                "there is no such bucket", href=self.href(key), hint="Create it, or correct --out"
+            ) from error
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.fs.cat_file(self.href(key)))
+
+    def size(self, key: str) -> int | None:
+        try:
+            info = self.fs.info(self.href(key))
+        except FileNotFoundError:
+            return None
+        return int(info["size"]) if info.get("type") == "file" else None
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.href(key))
+
+    def delete_tree(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self.href(key), recursive=True)
+
+    def check_writable(self) -> None:
+        # One name for all: were deleting forbidden, this one object stays, not one a run.
+        self.put(_PROBE_KEY, b"geosam-stac")
+        with contextlib.suppress(PermissionError):
+            self.delete(_PROBE_KEY)
+
+
+def _filesystem(url: str) -> Any:
+    match = _SCHEME.match(url)
+    protocol = match[1].lower() if match else ""
+    if match is None or protocol in _READ_ONLY:
+        raise ConfigurationError(
+            f"{protocol or url}:// is not a place for objects",
+            expected=_EXPECTED,
+        )
+    if not match[2].strip("/"):
+        raise ConfigurationError("the URL names no bucket", href=url, expected=f"{protocol}://NAME")
+    try:
+        driver = fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        known = known_implementations.get(protocol, {})
+        raise ConfigurationError(
+            f"no driver for {protocol}:// URLs is installed",
+            href=hrefs.unsigned(url),
+            hint=known.get("err") or f"Known are {_EXPECTED}",
+        ) from error
+    with _translated("opening", hrefs.unsigned(url)):
+        # A fresh instance without listings: fsspec's caches would answer for objects that other
+        # workers have written or deleted since, and with credentials that have expired.
+        # gcsfs compares the server's md5 with its own only when asked; s3fs sends a checksum anyway.
+        checks = {"consistency": "md5"} if protocol in ("gs", "gcs") else {}
+        return driver(use_listings_cache=False, skip_instance_cache=True, **checks)
+
+
+@contextlib.contextmanager
+def _translated(action: str, href: str) -> Iterator[None]:
+    try:
+        yield
+    except GeosamStacError:
+        raise
+    except Exception as error:
+        # Drivers raise their own libraries' types, which cannot be imported where not installed.
+        raise _translate(error, action, href) from error
+
+
+def _translate(error: Exception, action: str, href: str) -> GeosamStacError:
+    """The project's error for a driver's: by errno, HTTP status, service code and class name."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    response = getattr(error.__cause__, "response", None)  # s3fs keeps botocore's error as cause
+    service = response if isinstance(response, dict) else {}
+    code = str(service.get("Error", {}).get("Code", ""))
+    status = _status(error, service)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (isinstance(error, PermissionError) or status == 403):
+        number = errno.EACCES
+    elif status == 507:
+        number = errno.ENOSPC
+    what = f"{action} failed: "
+    if status == 401 or any(map(_LOGIN.fullmatch, [*names, code])):
+        return ConfigurationError(
+            f"{what}the store accepts no credentials from here",
+            href=href,
+            got=code or names[0],
+            hint=_HINT_LOGIN,
+        )
+    if isinstance(error, FileNotFoundError) and action in ("reading", "looking up"):
+        return DataError(f"{what}there is no such file", href=href)
+    if number in _LASTING:
+        text, hint = _LASTING[number]
+        return StorageError(f"{what}{text}", href=href, got=code or None, hint=hint)
+    if (
+        number in _TEMPORARY_ERRNOS
+        or any(map(_NETWORK.fullmatch, names))
+        or (status is not None and (status in (408, 425, 429) or status >= 500))
+    ):
+        return TemporaryError(f"{what}{_reason(error)}", href=href, hint=_HINT_AGAIN)
+    return StorageError(f"{what}{_reason(error)}", href=href, hint=_HINT_ACCESS)
+
+
+def _status(error: Exception, service: dict[str, Any]) -> int | None:
+    status = service.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if status is None:
+        status = getattr(error, "code", getattr(error, "status", None))
+    if status is None and str(error).startswith("Forbidden:"):
+        return 403  # gcsfs hands on a 403 as text alone (gcsfs/retry.py)
+    return int(status) if str(status).isdigit() else None
+
+
+def _reason(error: Exception) -> str:
+    text = (getattr(error, "strerror", None) or str(error)).strip().rstrip(".")
+    # Endpoints stand in drivers' messages, at times with their query.
+    return type(error).__name__ if not text or hrefs.find_secret(text) else " ".join(text.split())
+
+
+def _checked(key: str) -> str:
+    if "\0" in key or "\\" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise StorageError(
+            "a key would leave the output's folder or is malformed",
+            expected="relative/posix/path",
+            got=repr(key),
+        )
+    return key
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    # Not tempfile: it creates files of mode 0600, which other users' tools cannot read.
+    descriptor = os.open(
+        path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666
+    )
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    # The Item must not survive a power cut that its features do not: the rename itself is synced.
+    # Some file systems and Windows cannot do this to a folder; the file's own fsync must do there.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

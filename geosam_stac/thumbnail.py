@@ -1,0 +1,75 @@
+"""The scene as the encoder saw it, small, with the chip grid drawn. Memory does not grow with it.
+
+Pure numpy and Pillow: blocks go in as uint8 RGB, a PNG comes out.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from geosam_stac.types import ChipRef, Window
+
+LONGER_SIDE_PX = 1024
+CHIP_COLOUR = (255, 214, 10, 150)
+SKIPPED_COLOUR = (255, 69, 58, 255)
+
+
+class Thumbnail:
+    """Averages blocks into a canvas of at most `LONGER_SIDE_PX` a side.
+
+    Parameters
+    ----------
+    shape
+        Height and width of the scene in px.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.scene_shape = shape
+        height, width = shape
+        self.factor = max(1, -(-max(height, width) // LONGER_SIDE_PX))
+        self.shape = (-(-height // self.factor), -(-width // self.factor))
+        self._sum = np.zeros((3, *self.shape), dtype=np.float64)
+        self._count = np.zeros(self.shape, dtype=np.float64)
+
+    def add(self, rgb8: NDArray[np.uint8], window: Window) -> None:
+        """Take in one block: (3, H, W) uint8 at `window`. Blocks may overlap: they are averaged."""
+        rows, row_starts = self._cells(window.row_off, window.height)
+        cols, col_starts = self._cells(window.col_off, window.width)
+        sums = np.add.reduceat(rgb8, row_starts, axis=1, dtype=np.float64)
+        sums = np.add.reduceat(sums, col_starts, axis=2)
+        counts = np.outer(
+            np.diff(row_starts, append=window.height), np.diff(col_starts, append=window.width)
+        )
+        self._sum[:, rows, cols] += sums
+        self._count[rows, cols] += counts
+
+    def _cells(self, offset: int, size: int) -> tuple[slice, NDArray[np.intp]]:
+        first, last = offset // self.factor, (offset + size - 1) // self.factor
+        starts = np.arange(first, last + 1, dtype=np.intp) * self.factor - offset
+        return slice(first, last + 1), np.maximum(starts, 0)
+
+    def png(self, chips: Iterable[ChipRef], *, skipped: Iterable[ChipRef] = ()) -> bytes:
+        """Draw the outlines of the chips, and of those without a feature in red; PNG bytes."""
+        mean = self._sum / np.maximum(self._count, 1)
+        image = Image.fromarray(np.rint(mean).astype(np.uint8).transpose(1, 2, 0)).convert("RGBA")
+        lines = Image.new("RGBA", image.size)
+        draw = ImageDraw.Draw(lines)
+        for refs, colour in ((chips, CHIP_COLOUR), (skipped, SKIPPED_COLOUR)):
+            for ref in refs:
+                draw.rectangle(self._box(ref.window), outline=colour)
+        out = io.BytesIO()
+        Image.alpha_composite(image, lines).convert("RGB").save(out, format="PNG", optimize=True)
+        return out.getvalue()
+
+    def _box(self, window: Window) -> tuple[int, int, int, int]:
+        return (
+            window.col_off // self.factor,
+            window.row_off // self.factor,
+            (window.col_off + window.width - 1) // self.factor,
+            (window.row_off + window.height - 1) // self.factor,
+        )

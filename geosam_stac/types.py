@@ -1,0 +1,206 @@
+"""The vocabulary that every module shares: frozen, keyword-only dataclasses.
+
+Imports no torch, no rasterio and nothing of the project but `errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pystac
+    from numpy.typing import NDArray
+    from odc.geo.geobox import GeoBox
+    from odc.geo.geom import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """One band of one asset, as the scene uses it.
+
+    `name` is what the user called it (or the name it was found by); `asset` the asset key;
+    `index` the 1-based band number inside the asset's file; `href` absolute and unsigned.
+    `source_href` is the href as the Item gives it, for reading alone: it may hold a signature.
+    `dtype` is a numpy name, None while neither Item nor header has told it. `nodata` is a source
+    value, NaN for "not a number", None when the source declares none. `geobox` is the band's own
+    grid, None while neither Item nor header has told it.
+    """
+
+    name: str
+    asset: str
+    index: int
+    href: str
+    source_href: str = field(repr=False)
+    dtype: str | None = None
+    nodata: float | None = None
+    common_name: str | None = None
+    geobox: GeoBox | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What is encoded into one output Item: source Items, bands in RGB order, output grid.
+
+    `href` is the unsigned self link of the (first) source Item. `items` stay unsigned too.
+    `bands` has 1 to 3 entries; `geobox` is the output grid (the processing extent).
+    `nodata` is the first band's. `datetime` is in UTC, None when the Item has only a range.
+    `area` (in the CRS of `geobox`) narrows the extent: chips that do not touch it are skipped.
+    """
+
+    id: str
+    collection: str | None
+    href: str
+    items: tuple[pystac.Item, ...]
+    bands: tuple[Band, ...]
+    geobox: GeoBox
+    nodata: float | None
+    datetime: datetime | None
+    area: Geometry | None = None
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A rectangle of pixels in a scene's grid: offsets and sizes in px."""
+
+    row_off: int
+    col_off: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipRef:
+    """One chip's place: id (`chip_000042`, row-major), grid row and column, window, geobox."""
+
+    chip_id: str
+    row: int
+    col: int
+    window: Window
+    geobox: GeoBox
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipGrid:
+    """How a scene is cut: square chips of `chip_px` every `stride_px`, flush with the edges."""
+
+    geobox: GeoBox
+    chip_px: int
+    stride_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRef:
+    """A rectangle that is read at once, and the chips that it serves (all lie inside it)."""
+
+    window: Window
+    geobox: GeoBox
+    chips: tuple[ChipRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Pixels of one BlockRef.
+
+    `data`: (3, H, W), source dtype, bands in RGB order (1 or 2 bands are widened to 3).
+    `valid`: (H, W) bool, True = valid (inside the source and not nodata in every band).
+    """
+
+    ref: BlockRef
+    data: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One image for the encoder.
+
+    `pixels`: (3, S, S) uint8, RGB order, S = the model's input; the image content fills the top
+    left `content_px` (rows, columns), what lies beyond is padding (any value: the encoder
+    overwrites it with the model's mean). `valid_fraction`: 0 to 1, of the chip's own pixels.
+    """
+
+    ref: ChipRef
+    pixels: NDArray[np.uint8]
+    content_px: tuple[int, int]
+    valid_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One output tensor of an encoder: name, shape (C, h, w), stride in input px."""
+
+    name: str
+    shape: tuple[int, int, int]
+    stride_px: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """An encoder that is loaded, with the identity of its weights.
+
+    `mean`, `std`: per RGB channel, of 0..255 values. `weights`: how they were named, for humans
+    (`upstream`, a file's base name, `untrained:0`). `checkpoint_name`: the Geo-SAM base name.
+    """
+
+    name: str
+    family: str
+    weights_sha256: str
+    weights: str
+    checkpoint_name: str
+    input_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """The encoder's output for one chip: `tensors` name -> (C, h, w) torch tensor on the CPU."""
+
+    ref: ChipRef
+    tensors: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRow:
+    """One encoded chip; the columns and their meaning stand in `manifest.COLUMNS`."""
+
+    ref: ChipRef
+    feature_href: str
+    valid_fraction: float
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedRow:
+    """A chip that has no feature, with its reason."""
+
+    ref: ChipRef
+    reason: str
+    valid_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult:
+    """What one scene came to.
+
+    `item` is the output Item and `href` where it lies. `bytes_read` counts decoded source pixels,
+    `bytes_written` what went to the output; `seconds` by stage (busy time, summed over threads)
+    plus `total` (wall time).
+    """
+
+    item: pystac.Item
+    href: str
+    chips_encoded: int
+    chips_resumed: int
+    chips_skipped: int
+    chips_failed: int
+    bytes_read: int
+    bytes_written: int
+    seconds: Mapping[str, float]
