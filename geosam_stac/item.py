@@ -14,26 +14,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import antimeridian
-import numpy as np
 import pystac
 import shapely
-from pyproj import Transformer
 from pystac.utils import datetime_to_str, str_to_datetime
-from shapely.geometry.base import BaseGeometry
-from shapely.geometry.polygon import orient
 
 from geosam_stac import hrefs
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import DataError, GeosamStacError
+from geosam_stac.footprint import crs_code, footprint_wgs84, resolution
 from geosam_stac.layout import Layout
 from geosam_stac.types import ChipGrid, EncoderSpec, Scene
 
 if TYPE_CHECKING:
     from odc.geo.crs import CRS
-    from odc.geo.geobox import GeoBox
-
-COORDINATE_DIGITS = 7
-"""Decimal digits of degrees in geometry and bbox: 1 cm at the equator."""
 
 _EXTENSIONS = {
     "eo:": "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
@@ -55,10 +48,9 @@ _PASSED_THROUGH = (
     *("sar:pixel_spacing_azimuth", "sar:looks_range", "sar:looks_azimuth"),
     "sar:looks_equivalent_number",
 )
-# Points on each side of the extent before it is projected. 64 keep the outline of a 110 km UTM
-# tile within 1 m; what turns out straight within 1 m is dropped again.
-_POINTS_PER_SIDE = 64
-_SIMPLIFY_DEG = 1e-5
+COORDINATE_DIGITS = 7
+"""Decimal digits of degrees in geometry and bbox: 1 cm at the equator."""
+
 _PARQUET = "application/vnd.apache.parquet"
 _SHA256_MULTIHASH = "1220"  # multiformats table: 0x12 sha2-256, 0x20 bytes long
 
@@ -196,57 +188,6 @@ def to_bytes(item: pystac.Item) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def footprint_wgs84(geobox: GeoBox) -> BaseGeometry:
-    """Extent of a grid in WGS84 degrees, counter-clockwise, split at the antimeridian (RFC 7946).
-
-    The outline is densified before it is projected. An extent around a pole reaches to the pole.
-
-    Returns
-    -------
-    shapely.Polygon or shapely.MultiPolygon
-
-    Raises
-    ------
-    DataError
-        The grid has no CRS, or its extent has no place on the Earth.
-    """
-    if geobox.crs is None:
-        raise DataError("the grid has no CRS", hint="Name one with --crs")
-    outline = geobox.extent.geom
-    ring = shapely.get_coordinates(
-        outline.segmentize(outline.exterior.length / 4 / _POINTS_PER_SIDE)
-    )
-    transformer = Transformer.from_crs(geobox.crs.proj, "OGC:CRS84", always_xy=True)
-    lon, lat = transformer.transform(ring[:, 0], ring[:, 1])
-    # Corners of a swath or of a world map may lie beyond the Earth: the rest of the ring stands.
-    on_earth = np.isfinite(lon) & np.isfinite(lat)
-    lon, lat = lon[on_earth], lat[on_earth]
-    if len(lon) < 4:
-        raise DataError("the extent has no place on the Earth", got=f"{outline.bounds}")
-    if geobox.crs.geographic and np.ptp(lon) >= 360:
-        return shapely.box(-180.0, lat.min(), 180.0, lat.max())  # 0 to 360 goes around as well
-    fixed = antimeridian.fix_polygon(
-        shapely.Polygon(np.column_stack([lon, lat])),
-        force_north_pole=_holds_pole(geobox, transformer, 90.0),
-        force_south_pole=_holds_pole(geobox, transformer, -90.0),
-        fix_winding=True,  # grids with y downwards, or south up, are wound the other way
-        great_circle=False,
-    )
-    # Of what is smaller than a metre, the shape must stay too.
-    tolerance = min(_SIMPLIFY_DEG, 1e-4 * math.sqrt(fixed.area))
-    parts = shapely.get_parts(shapely.make_valid(fixed.simplify(tolerance)))
-    polygons = [orient(part, sign=1.0) for part in parts if isinstance(part, shapely.Polygon)]
-    if not polygons:
-        raise DataError("the extent has no place on the Earth", got=f"{outline.bounds}")
-    return polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
-
-
-def resolution(geobox: GeoBox) -> float:
-    """Pixel width of a grid in units of its CRS; of a rotated grid too."""
-    affine = geobox.affine
-    return math.hypot(affine.a, affine.d)
-
-
 def lineage(
     scene: Scene, grid: ChipGrid, spec: EncoderSpec, value_range: tuple[float, float] | None
 ) -> str:
@@ -257,7 +198,7 @@ def lineage(
     crs = scene.geobox.crs
     unit = crs.units[0] if crs is not None else "units"
     unit = {"metre": "m", "degrees_north": "degrees", "degree": "degrees"}.get(unit, unit)
-    code = _crs_code(crs) or "a CRS of its own"
+    code = crs_code(crs) or "a CRS of its own"
     values = (
         "8-bit values as they are"
         if value_range is None
@@ -274,29 +215,11 @@ def _untrained(spec: EncoderSpec) -> bool:
     return spec.weights.startswith("untrained")
 
 
-def _crs_code(crs: CRS | None) -> str | None:
-    if crs is None:
-        return None
-    if crs.epsg is not None:
-        return f"EPSG:{crs.epsg}"
-    authority = crs.proj.to_authority()
-    return ":".join(authority) if authority is not None else None
-
-
 def _proj_properties(crs: CRS | None) -> dict[str, Any]:
-    code = _crs_code(crs)
+    code = crs_code(crs)
     if crs is None or code is not None:
         return {"proj:code": code}
     return {"proj:code": None, "proj:projjson": crs.proj.to_json_dict()}
-
-
-def _holds_pole(geobox: GeoBox, transformer: Transformer, latitude: float) -> bool:
-    # In a cylindrical projection the pole is a line or infinitely far: no ring goes around it.
-    if geobox.crs is None or geobox.crs.geographic:
-        return False
-    x, y = transformer.transform([0.0, 90.0], [latitude] * 2, direction="INVERSE")
-    is_point = np.isfinite([*x, *y]).all() and math.dist((x[0], y[0]), (x[1], y[1])) < 1.0
-    return bool(is_point and geobox.extent.geom.contains(shapely.Point(x[0], y[0])))
 
 
 def _rounded(value: Any) -> Any:

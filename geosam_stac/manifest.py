@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from geosam_stac.errors import DataError
+from geosam_stac.footprint import crs_code
 from geosam_stac.types import ChipRef, EncoderSpec, ManifestRow, SkippedRow
 
 if TYPE_CHECKING:
@@ -188,7 +189,4 @@ def _write(records: list[dict[str, Any]], columns: tuple[Column, ...], crs: CRS)
 
 
 def _crs_text(crs: CRS) -> str:
-    if crs.epsg is not None:
-        return f"EPSG:{crs.epsg}"
-    authority = crs.proj.to_authority()
-    return ":".join(authority) if authority is not None else str(crs.proj.to_wkt("WKT2_2019"))
+    return crs_code(crs) or str(crs.proj.to_wkt("WKT2_2019"))

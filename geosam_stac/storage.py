@@ -7,12 +7,10 @@ The only user of fsspec. Writes are whole or not there at all; every failure is 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +18,13 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from geosam_stac import hrefs
-from geosam_stac.errors import (
-    ConfigurationError,
-    DataError,
-    GeosamStacError,
-    StorageError,
-    TemporaryError,
-)
+from geosam_stac.errors import ConfigurationError, DataError, StorageError
+from geosam_stac.storage_errors import translated
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _PROBE_KEY = ".geosam-stac-probe"
 
 _EXPECTED = "a local folder, s3:// or gs://"
-_HINT_ACCESS = "Check the permissions there, or choose another --out"
-_HINT_LOGIN = (
-    "Set the store's credentials in the environment (AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY; GOOGLE_APPLICATION_CREDENTIALS)"
-)
-_HINT_AGAIN = "Try again: what is written already is kept"
-_LASTING = {
-    errno.ENOSPC: ("the disk is full", "Free space, or choose another --out"),
-    errno.EDQUOT: ("the quota is used up", "Free space, or choose another --out"),
-    errno.EROFS: ("the file system is read-only", "Choose another --out"),
-    errno.ENOTDIR: ("a file stands where a folder is needed", "Choose another --out"),
-    errno.EEXIST: ("a file stands where a folder is needed", "Choose another --out"),
-    errno.EISDIR: ("a folder stands where a file is needed", "Choose another --out"),
-    errno.EACCES: ("access is denied", _HINT_ACCESS),
-    errno.EPERM: ("access is denied", _HINT_ACCESS),
-}
-_TEMPORARY_ERRNOS = frozenset(
-    {
-        # How s3fs passes on SlowDown, 503 and 500 (s3fs/errors.py); macOS knows no EREMOTEIO.
-        *(errno.EBUSY, getattr(errno, "EREMOTEIO", errno.ENOENT)),
-        *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED),
-        *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPIPE, errno.EAGAIN),
-    }
-)
-# Names of the drivers' own exceptions (botocore, google-auth, gcsfs, aiohttp, requests, azure),
-# and of S3's error codes.
-_LOGIN = re.compile(
-    "NoCredentialsError|PartialCredentialsError|CredentialRetrievalError|ProfileNotFound|"
-    "DefaultCredentialsError|RefreshError|TokenRetrievalError|NoAuthTokenError|SSOError|"
-    "ClientAuthenticationError|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|"
-    "TokenRefreshRequired"
-)
-_NETWORK = re.compile(
-    "HTTPClientError|ConnectionError|ConnectTimeoutError|ReadTimeoutError|ResponseStreamingError|"
-    "IncompleteReadError|ClientConnectionError|ClientPayloadError|ServerTimeoutError|Timeout|"
-    "ChunkedEncodingError|ProxyError|TransportError|ChecksumError|FlexibleChecksumError|"
-    "ServiceRequestError|ServiceResponseError|gaierror|TimeoutError"
-)
 
 # What fsspec offers for these is no place for objects: they cannot be written, or only partly.
 _READ_ONLY = frozenset({"http", "https", "ftp", "zip", "tar", "github", "data", "reference"})
@@ -79,6 +34,7 @@ class Store:
     """Objects under one root, addressed by POSIX keys relative to it.
 
     Safe to use from many threads at once. Nothing is cached: `exists` and `size` ask each time.
+    `url` is the root, an absolute local path or the URL, without a trailing slash.
 
     Parameters
     ----------
@@ -86,11 +42,6 @@ class Store:
         A local folder (need not exist), `file://`, `s3://`, `gs://`, or any other URL whose fsspec
         driver is installed. Credentials and endpoints come from the environment, as the drivers
         read them (`AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`, ...).
-
-    Attributes
-    ----------
-    url
-        The root: an absolute local path, or the URL; no trailing slash.
 
     Raises
     ------
@@ -120,23 +71,16 @@ class Store:
         Local: a hidden temporary file beside it, flushed to disk, then renamed. Object stores: one
         request, or a multipart upload that the driver aborts when it fails.
 
-        Raises
-        ------
-        StorageError
-            Not writable: no such bucket, access denied, read-only, full, over quota.
-        ConfigurationError
-            No credentials.
-        TemporaryError
-            Network, throttling, a server's own failure.
+        Raises StorageError when it cannot be written (no such bucket, access denied, read-only,
+        full, over quota), ConfigurationError without credentials, TemporaryError on network
+        faults, throttling and a server's own failure.
         """
-        href = self.href(key)
-        with _translated("writing", href):
+        with translated("writing", self.href(key)):
             self._backend.put(key, data)
 
     def get(self, key: str) -> bytes:
         """Read an object; DataError when it is not there, else as `put`."""
-        href = self.href(key)
-        with _translated("reading", href):
+        with translated("reading", self.href(key)):
             return self._backend.get(key)
 
     def exists(self, key: str) -> bool:
@@ -145,20 +89,17 @@ class Store:
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None when it is not there."""
-        href = self.href(key)
-        with _translated("looking up", href):
+        with translated("looking up", self.href(key)):
             return self._backend.size(key)
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
-        href = self.href(key)
-        with _translated("deleting", href):
+        with translated("deleting", self.href(key)):
             self._backend.delete(key)
 
     def delete_tree(self, key: str) -> None:
         """Delete all objects below a key, never the root itself; none being there is no error."""
-        href = self.href(key)
-        with _translated("deleting", href):
+        with translated("deleting", self.href(key)):
             self._backend.delete_tree(key)
 
     def check_writable(self) -> None:
@@ -167,7 +108,7 @@ class Store:
         Local: probes the root, or its nearest existing parent, so that no folder is left behind.
         Raises as `put`.
         """
-        with _translated("writing", self.url):
+        with translated("writing", self.url):
             self._backend.check_writable()
 
 
@@ -176,7 +117,7 @@ def read_bytes(href: str) -> bytes:
 
     Raises DataError when there is nothing, otherwise as `Store.put`.
     """
-    with _translated("reading", hrefs.unsigned(href)):
+    with translated("reading", hrefs.unsigned(href)):
         if hrefs.is_local(href):
             return hrefs.to_local_path(href).read_bytes()
         return bytes(_filesystem(href).cat_file(href))
@@ -318,72 +259,12 @@ def _filesystem(url: str) -> Any:
             href=hrefs.unsigned(url),
             hint=known.get("err") or f"Known are {_EXPECTED}",
         ) from error
-    with _translated("opening", hrefs.unsigned(url)):
+    with translated("opening", hrefs.unsigned(url)):
         # A fresh instance without listings: fsspec's caches would answer for objects that other
         # workers have written or deleted since, and with credentials that have expired.
-        # gcsfs compares the server's md5 with its own only when asked; s3fs sends a checksum anyway.
+        # gcsfs compares the server's md5 with its own only when asked; s3fs sends a checksum.
         checks = {"consistency": "md5"} if protocol in ("gs", "gcs") else {}
         return driver(use_listings_cache=False, skip_instance_cache=True, **checks)
-
-
-@contextlib.contextmanager
-def _translated(action: str, href: str) -> Iterator[None]:
-    try:
-        yield
-    except GeosamStacError:
-        raise
-    except Exception as error:
-        # Drivers raise their own libraries' types, which cannot be imported where not installed.
-        raise _translate(error, action, href) from error
-
-
-def _translate(error: Exception, action: str, href: str) -> GeosamStacError:
-    """The project's error for a driver's: by errno, HTTP status, service code and class name."""
-    names = [kind.__name__ for kind in type(error).__mro__]
-    response = getattr(error.__cause__, "response", None)  # s3fs keeps botocore's error as cause
-    service = response if isinstance(response, dict) else {}
-    code = str(service.get("Error", {}).get("Code", ""))
-    status = _status(error, service)
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (isinstance(error, PermissionError) or status == 403):
-        number = errno.EACCES
-    elif status == 507:
-        number = errno.ENOSPC
-    what = f"{action} failed: "
-    if status == 401 or any(map(_LOGIN.fullmatch, [*names, code])):
-        return ConfigurationError(
-            f"{what}the store accepts no credentials from here",
-            href=href,
-            got=code or names[0],
-            hint=_HINT_LOGIN,
-        )
-    if isinstance(error, FileNotFoundError) and action in ("reading", "looking up"):
-        return DataError(f"{what}there is no such file", href=href)
-    if number in _LASTING:
-        text, hint = _LASTING[number]
-        return StorageError(f"{what}{text}", href=href, got=code or None, hint=hint)
-    if (
-        number in _TEMPORARY_ERRNOS
-        or any(map(_NETWORK.fullmatch, names))
-        or (status is not None and (status in (408, 425, 429) or status >= 500))
-    ):
-        return TemporaryError(f"{what}{_reason(error)}", href=href, hint=_HINT_AGAIN)
-    return StorageError(f"{what}{_reason(error)}", href=href, hint=_HINT_ACCESS)
-
-
-def _status(error: Exception, service: dict[str, Any]) -> int | None:
-    status = service.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if status is None:
-        status = getattr(error, "code", getattr(error, "status", None))
-    if status is None and str(error).startswith("Forbidden:"):
-        return 403  # gcsfs hands on a 403 as text alone (gcsfs/retry.py)
-    return int(status) if str(status).isdigit() else None
-
-
-def _reason(error: Exception) -> str:
-    text = (getattr(error, "strerror", None) or str(error)).strip().rstrip(".")
-    # Endpoints stand in drivers' messages, at times with their query.
-    return type(error).__name__ if not text or hrefs.find_secret(text) else " ".join(text.split())
 
 
 def _checked(key: str) -> str:

@@ -50,6 +50,8 @@ class ModelEntry:
     says so in `sha256_source`; both None where nothing citable was found (then the first fetch
     pins it). `checkpoint_name` is the base name that Geo-SAM expects (SPEC-geosam section 3).
     `mean`, `std`: per RGB channel, of 0..255 values. `outputs`: what `encode` gives.
+    `tflop_per_chip`: 1e12 floating point operations to encode one image (a multiply and an add
+    are two), counted by torch.utils.flop_counter on the upstream model.
     """
 
     name: str
@@ -70,6 +72,7 @@ class ModelEntry:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     outputs: tuple[TensorSpec, ...]
+    tflop_per_chip: float
 
 
 def _sam(
@@ -78,6 +81,7 @@ def _sam(
     file: str,
     depth: int,
     embed_dim: int,
+    tflop: float,
     size_bytes: int,
     sha256: str,
 ) -> ModelEntry:
@@ -102,16 +106,18 @@ def _sam(
         mean=_MEAN,
         std=_STD,
         outputs=_SAM_OUTPUTS,
+        tflop_per_chip=tflop,
     )
 
 
-# size -> short forms (the first is Geo-SAM's letter), config suffix, first-stage width, blocks:
+# size -> short forms (the first is Geo-SAM's letter), config suffix, first-stage width, blocks,
+# TFLOP a chip:
 # sam2/configs/sam2.1/sam2.1_hiera_*.yaml (`embed_dim`, sum of `stages`).
 _HIERA = {
-    "tiny": (("t",), "t", 96, 12),
-    "small": (("s",), "s", 96, 16),
-    "base-plus": (("b", "b+", "base_plus"), "b+", 112, 24),
-    "large": (("l",), "l", 144, 48),
+    "tiny": (("t",), "t", 96, 12, 0.292),
+    "small": (("s",), "s", 96, 16, 0.360),
+    "base-plus": (("b", "b+", "base_plus"), "b+", 112, 24, 0.647),
+    "large": (("l",), "l", 144, 48, 1.823),
 }
 
 
@@ -119,7 +125,7 @@ def _sam2(
     *, version: str, size: str, size_bytes: int, sha256: str, sha256_source: str
 ) -> ModelEntry:
     prefix = "sam2" if version == "2.0" else f"sam{version}"
-    short, suffix, embed_dim, depth = _HIERA[size]
+    short, suffix, embed_dim, depth, tflop = _HIERA[size]
     file = f"{prefix}_hiera_{size.replace('-', '_')}.pt"
     return ModelEntry(
         name=f"{prefix}-hiera-{size}",
@@ -144,6 +150,7 @@ def _sam2(
         mean=_MEAN,
         std=_STD,
         outputs=_SAM2_OUTPUTS,
+        tflop_per_chip=tflop,
     )
 
 
@@ -153,6 +160,7 @@ MODELS: tuple[ModelEntry, ...] = (
         file="sam_vit_b_01ec64.pth",
         depth=12,
         embed_dim=768,
+        tflop=0.972,
         size_bytes=375_042_383,
         sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
     ),
@@ -161,6 +169,7 @@ MODELS: tuple[ModelEntry, ...] = (
         file="sam_vit_l_0b3195.pth",
         depth=24,
         embed_dim=1024,
+        tflop=2.986,
         size_bytes=1_249_524_607,
         sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     ),
@@ -169,6 +178,7 @@ MODELS: tuple[ModelEntry, ...] = (
         file="sam_vit_h_4b8939.pth",
         depth=32,
         embed_dim=1280,
+        tflop=5.961,
         size_bytes=2_564_550_879,
         sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),

@@ -1,0 +1,170 @@
+"""The shared part of the encoders, on a model of one pixel operation."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from geosam_stac.encoders.base import TorchEncoder, place
+from geosam_stac.encoders.checkpoints import resolve
+from geosam_stac.encoders.registry import find_model
+from geosam_stac.errors import ConfigurationError, DeviceOutOfMemoryError, TemporaryError
+
+ENTRY = find_model("sam-vit-base")
+SIZE = 1024
+
+
+class Identity(TorchEncoder):
+    """Gives back what the model would see."""
+
+    def _forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"image_embed": images}
+
+
+class Failing(TorchEncoder):
+    error: Exception = RuntimeError("?")
+    seen: weakref.ref[torch.Tensor] | None = None
+
+    def _forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        activations = images + 1
+        self.seen = weakref.ref(activations)
+        raise self.error
+
+
+class Scaled(TorchEncoder):
+    """Features of a size of choice, per chip."""
+
+    scales: tuple[float, ...] = (1.0,)
+
+    def _forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        scale = torch.tensor(self.scales).view(-1, 1, 1, 1)
+        return {"image_embed": torch.ones(len(images), 2, 2, 2) * scale}
+
+
+def make(kind: type[TorchEncoder], **options: str) -> TorchEncoder:
+    torch.manual_seed(0)
+    weights = resolve(ENTRY, "untrained", cache_dir=Path("unused"))
+    chosen = {"device": "cpu", "precision": "fp32", "feature_dtype": "float32"} | options
+    return kind(nn.Linear(2, 2), weights, **chosen)
+
+
+def chips(n: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8)
+
+
+def test_normalised_then_padded_with_zeros() -> None:
+    pixels = chips(2)
+    pixels[:, :, 700:, :] = 255  # what lies beyond the content does not matter
+    out = make(Identity).encode(pixels, (700, 900))["image_embed"].numpy()
+    mean = np.array([123.675, 116.28, 103.53], np.float32).reshape(1, 3, 1, 1)
+    std = np.array([58.395, 57.12, 57.375], np.float32).reshape(1, 3, 1, 1)
+    np.testing.assert_allclose(
+        out[:, :, :700, :900], ((pixels - mean) / std)[:, :, :700, :900], rtol=1e-6, atol=1e-6
+    )
+    assert not out[:, :, 700:, :].any()
+    assert not out[:, :, :, 900:].any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+def test_feature_dtype_and_layout(dtype: str) -> None:
+    out = make(Identity, feature_dtype=dtype).encode(chips(), (SIZE, SIZE))["image_embed"]
+    assert out.dtype == getattr(torch, dtype)
+    assert out.device.type == "cpu"
+    assert out.is_contiguous()
+    assert not out.requires_grad
+
+
+def test_read_only_and_strided_pixels() -> None:
+    pixels = np.ascontiguousarray(chips().transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    pixels.setflags(write=False)
+    before = pixels.copy()
+    out = make(Identity).encode(pixels, (SIZE, SIZE))["image_embed"]
+    assert torch.equal(out, make(Identity).encode(before, (SIZE, SIZE))["image_embed"])
+    assert np.array_equal(pixels, before)
+
+
+def test_out_of_memory_frees_the_batch() -> None:
+    encoder = make(Failing)
+    assert isinstance(encoder, Failing)
+    encoder.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(DeviceOutOfMemoryError) as caught:
+        encoder.encode(chips(), (SIZE, SIZE))
+    del encoder.error
+    gc.collect()
+    assert encoder.seen is not None
+    assert encoder.seen() is None, "the error keeps the batch's memory alive"
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert caught.value.exit_code == 75
+
+
+def test_lost_device_is_temporary() -> None:
+    encoder = make(Failing)
+    assert isinstance(encoder, Failing)
+    encoder.error = RuntimeError("CUDA error: unspecified launch failure\nlong advice")
+    with pytest.raises(TemporaryError) as caught:
+        encoder.encode(chips(), (SIZE, SIZE))
+    assert not isinstance(caught.value, DeviceOutOfMemoryError)
+    assert "long advice" not in str(caught.value)
+
+
+def test_a_defect_stays_a_defect() -> None:
+    encoder = make(Failing)
+    assert isinstance(encoder, Failing)
+    encoder.error = RuntimeError("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"):
+        encoder.encode(chips(), (SIZE, SIZE))
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "words"),
+    [
+        (1e5, "float16", ["chips 1 of the batch", "--feature-dtype float32 or bfloat16"]),
+        (float("nan"), "float32", ["chips 1 of the batch", "weights are at fault"]),
+    ],
+)
+def test_features_that_are_not_finite(scale: float, dtype: str, words: list[str]) -> None:
+    encoder = make(Scaled, feature_dtype=dtype)
+    assert isinstance(encoder, Scaled)
+    encoder.scales = (1.0, scale)
+    with pytest.raises(ConfigurationError) as caught:
+        encoder.encode(chips(2), (SIZE, SIZE))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_large_features_fit_bfloat16() -> None:
+    encoder = make(Scaled, feature_dtype="bfloat16")
+    assert isinstance(encoder, Scaled)
+    encoder.scales = (1e5,)
+    out = encoder.encode(chips(), (SIZE, SIZE))["image_embed"]
+    assert out.max().item() == pytest.approx(1e5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "content_px"),
+    [
+        (np.zeros((1, 3, 512, 512), np.uint8), (512, 512)),
+        (np.zeros((1, 3, SIZE, SIZE), np.float32), (SIZE, SIZE)),
+        (np.zeros((3, SIZE, SIZE), np.uint8), (SIZE, SIZE)),
+        (np.zeros((1, 3, SIZE, SIZE), np.uint8), (0, SIZE)),
+        (np.zeros((1, 3, SIZE, SIZE), np.uint8), (SIZE, SIZE + 1)),
+    ],
+)
+def test_wrong_input(pixels: np.ndarray, content_px: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"pixels must be|content_px must lie"):
+        make(Identity).encode(pixels, content_px)
+
+
+def test_place_on_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: nn.Module, device: str) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pytest.raises(DeviceOutOfMemoryError):
+        place(nn.Linear(1, 1), "cuda:0")
