@@ -1,10 +1,20 @@
-"""The command line: argv -> EncodeConfig -> one call. One module a command group."""
+"""The command line: argv -> EncodeConfig -> one call. One module a command group.
+
+Imports no torch and no rasterio: a command's own work is imported when it runs.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+EPILOG = (
+    "Exit codes: 0 done, 2 usage, 3 partly done, 65 data at fault, 74 output not writable, "
+    "75 try again, 78 configuration, 130 and 143 interrupted."
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -17,32 +27,41 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _app() -> typer.Typer:
-    from geosam_stac.cli import encode, models
+def app() -> typer.Typer:
+    """The whole command line."""
+    from geosam_stac.cli import catalogs, encode, models
 
-    app = typer.Typer(
+    root = typer.Typer(
         name="geosam-stac",
         help="STAC imagery in, reusable SAM features out, described by STAC again.",
+        epilog=EPILOG,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
 
-    @app.callback()
-    def root(
+    @root.callback()
+    def options(
         _version: Annotated[
             bool,
             typer.Option(
-                "--version", callback=_show_version, is_eager=True, help="Show the version."
+                "--version",
+                metavar=" ",
+                callback=_show_version,
+                is_eager=True,
+                help="Show the version.",
             ),
         ] = False,
     ) -> None: ...
 
-    app.command("encode")(encode.encode)
-    app.add_typer(models.app, name="models")
-    return app
+    root.command("encode", epilog=encode.EPILOG)(encode.encode)
+    root.add_typer(models.app, name="models")
+    root.add_typer(catalogs.app, name="catalogs")
+    return root
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    _app()()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; leaves with the exit codes of SPEC-cli."""
+    from geosam_stac.cli.guard import run
+
+    sys.exit(run(app(), sys.argv[1:] if argv is None else argv))
