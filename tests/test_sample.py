@@ -53,6 +53,8 @@ def test_nodata_is_a_corner_and_no_valid_pixel_is_black():
     assert not empty[-1, 0]
     # Nodata means all four bands: in no valid pixel is one of them 0.
     np.testing.assert_array_equal((pixels == 0).any(axis=0), empty)
+    # And none was left unpainted, which shows as 1, the least that a valid pixel is clipped to.
+    assert pixels[:, ~empty].min() > 1
 
 
 def test_vegetation_is_bright_and_water_dark_in_the_near_infrared():

@@ -140,6 +140,14 @@ class Scene:
         """Paint one flat colour where the mask is True."""
         self.pixels[window][mask] = colour
 
+    def fell(self, centre: Point, radius_px: float) -> None:
+        """Remove the trees within a circle."""
+        self.discs = [
+            disc
+            for disc in self.discs
+            if (disc.centre[0] - centre[0]) ** 2 + (disc.centre[1] - centre[1]) ** 2 > radius_px**2
+        ]
+
     def clear_of(self, point: Point, margin_px: int, *, roads: bool = True) -> bool:
         """Whether no water (and no road) lies within a square around the point, in the picture."""
         x, y = int(point[0]), int(point[1])
@@ -150,6 +158,9 @@ class Scene:
         ]
         return not (self.water[around].any() or (roads and self.paved[around].any()))
 
+
+# The fields that hold one of these points are built over.
+VILLAGE: tuple[Point, ...] = ((1330, 900), (1400, 1060))
 
 # Half widths in px of what runs along an edge: the surface, and the surface with its verge.
 SURFACE_PX = {"road": 4.0, "street": 3.5, "track": 2.0, "hedge": 0.0, "strip": 0.0, "lot": 0.0}
@@ -264,6 +275,7 @@ def tree(dice: Dice, centre: Point, radius_px: float) -> Disc:
 
 def paint_pivot(scene: Scene, centre: Point, radius_px: int) -> None:
     """Paint a field irrigated by a turning arm: a disc of sectors with circular wheel tracks."""
+    scene.fell(centre, radius_px + 10)
     window, rows, cols = window_of([centre[0]], [centre[1]], radius_px + 8)
     dx, dy = cols - centre[0], rows - centre[1]
     distance = np.sqrt(dx * dx + dy * dy)
@@ -306,10 +318,16 @@ def paint_river(scene: Scene, river: Curve, dice: Dice) -> None:
             scene.discs.append(tree(dice, (x, y), dice.between(3, 7)))
 
 
-def paint_highway(scene: Scene, highway: Curve, dice: Dice) -> None:
+def highway_y(x: float) -> float:
+    """Course of the main road: y in px, rounded to 1/64."""
+    return sixty_fourth(1030 + 0.1875 * x + 50 * math.sin(x / 520))
+
+
+def paint_highway(scene: Scene, dice: Dice) -> None:
     """Paint the main road with its markings, its bridge, and the cars on it."""
+    highway = trace([(x, highway_y(x)) for x in range(-64, 2150, 32)], 16)
     distance, whole = highway.distance, np.s_[0:SIZE_PX, 0:SIZE_PX]
-    scene.fill(whole, (distance < 12) & ~scene.water, VERGE)
+    scene.fill(whole, (distance < 12) & ~scene.water & ~scene.paved, VERGE)
     scene.fill(whole, (distance < 9) & scene.water, (188, 186, 178, 150))  # the parapet
     surface = distance < 7
     scene.fill(whole, surface, ASPHALT)
@@ -317,18 +335,17 @@ def paint_highway(scene: Scene, highway: Curve, dice: Dice) -> None:
     dashes = highway.along.astype(np.int32) % 16 < 7
     scene.fill(whole, (distance < 0.55) & dashes, PAINT)
     scene.paved |= surface
-    lane = np.argwhere((distance > 2.6) & (distance < 3.0))
     for _ in range(16):
-        y, x = (int(value) for value in lane[dice.whole(0, len(lane))])
-        colour = CARS[dice.whole(0, len(CARS))]
+        x = dice.between(0, SIZE_PX)
+        lane_px = 3 if dice.chance(0.5) else -3
         scene.boxes.append(
             Box(
-                centre=(x, y),
+                centre=(x, highway_y(x) + lane_px),
                 length_px=5,
-                width_px=2,
-                angle_deg=-9,
+                width_px=2.5,
+                angle_deg=math.degrees(math.atan2(highway_y(x + 8) - highway_y(x - 8), 16)),
                 height_px=2,
-                colour=colour,
+                colour=CARS[dice.whole(0, len(CARS))],
                 gable=False,
             )
         )
@@ -359,7 +376,7 @@ def build_lot(scene: Scene, lot: Plot, angle_deg: float, dice: Dice) -> None:
     lawn = Crop(colour=LAWN, step=(6, 5, 4, -5), mottle=dice.whole(0, 3))
     paint_field(scene, lot, lawn)
     x, y = lot.centre()
-    if not scene.clear_of((x, y), 14):
+    if not scene.clear_of((x, y), 11) or dice.chance(0.08):
         return
     turned = angle_deg + 90 * dice.whole(0, 2)
     scene.boxes.append(
@@ -400,6 +417,7 @@ def build_farm(scene: Scene, centre: Point, angle_deg: float, dice: Dice) -> Non
             sixty_fourth(centre[1] + along * uy + across * ux),
         )
 
+    scene.fell(centre, 76)
     yard = Plot(corners=(at(-52, -36), at(52, -36), at(52, 36), at(-52, 36)), edges=("lot",) * 4)
     paint_field(scene, yard, Crop(colour=GRAVEL, step=(4, 4, 4, 3), mottle=2))
     for along, across, length, width, turn, height, colour in (
@@ -517,8 +535,8 @@ def paint_land(scene: Scene, dice: Dice) -> None:
     kinds = ("road", "road", "track", "track", "hedge", "strip")
     last = -1
     for plot in subdivide(land, dice, angle_deg, (70000, 190000), kinds):
-        if plot.contains((1330, 900)):
-            lots = subdivide(plot, dice, angle_deg, (2600, 4200), ("street",) * 3 + ("lot",))
+        if any(plot.contains(point) for point in VILLAGE):
+            lots = subdivide(plot, dice, angle_deg, (1500, 2500), ("street",) * 3 + ("lot",))
             for lot in lots:
                 build_lot(scene, lot, angle_deg, dice)
             continue
@@ -546,7 +564,8 @@ def paint() -> npt.NDArray[np.uint8]:
     mottle = np.clip((mottle - 128) * 2 + 128, 0, 255).astype(np.int32)
     grain = value_noise(5, 4)
     scene = Scene(
-        pixels=np.zeros((SIZE_PX, SIZE_PX, 4), dtype=np.int16),
+        # Corners are rounded to 1/64 px, so a pixel can lie between plots: it is verge.
+        pixels=np.full((SIZE_PX, SIZE_PX, 4), VERGE, dtype=np.int16),
         mottle=mottle,
         grain=(grain > 150).astype(np.int32) - (grain < 90),
         water=np.zeros((SIZE_PX, SIZE_PX), dtype=bool),
@@ -555,9 +574,7 @@ def paint() -> npt.NDArray[np.uint8]:
     paint_land(scene, dice)
     paint_pivot(scene, (1560, 1640), 200)
     paint_river(scene, trace(meander((560.0, -60.0), 88, 58, 980), 70), dice)
-    road = [(x, 1330 - (x - 1024) * 0.125 + 60 * math.sin(x / 520)) for x in range(-64, 2150, 32)]
-    highway = trace([(x, sixty_fourth(y)) for x, y in road], 16)
-    paint_highway(scene, highway, dice)
+    paint_highway(scene, dice)
     paint_wood(scene, (240, 420), 190, dice)
     for centre in ((980, 420), (300, 1640), (1850, 1180)):
         build_farm(scene, centre, -11.0, dice)

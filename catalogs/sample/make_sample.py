@@ -16,7 +16,7 @@ from affine import Affine
 from landscape import paint
 from rasterio.io import MemoryFile
 from rasterio.shutil import copy as rasterio_copy
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform_geom
 
 HERE = Path(__file__).parent
 COG = HERE / "landscape.tif"
@@ -72,15 +72,17 @@ def write_cog() -> None:
 def make_item() -> pystac.Item:
     """The Item, from what the file says."""
     with rasterio.open(COG) as dataset:
-        west, south, east, north = (
-            round(value, 7) for value in transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds)
-        )
+        left, bottom, right, top = dataset.bounds
+        corners = [[left, bottom], [right, bottom], [right, top], [left, top], [left, bottom]]
+        footprint = {"type": "Polygon", "coordinates": [corners]}
+        geometry = transform_geom(dataset.crs, "EPSG:4326", footprint, precision=7)
         shape, transform = dataset.shape, list(dataset.transform)[:6]
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    # The footprint leans: a box around it in WGS84 would claim 36 m more on each side.
+    lons, lats = zip(*geometry["coordinates"][0], strict=True)
     item = pystac.Item(
         id="landscape",
-        geometry={"type": "Polygon", "coordinates": [ring]},
-        bbox=[west, south, east, north],
+        geometry=geometry,
+        bbox=[min(lons), min(lats), max(lons), max(lats)],
         datetime=DATETIME,
         properties={"gsd": PIXEL_M, "proj:code": f"EPSG:{EPSG}", "title": "A generated landscape"},
         stac_extensions=list(EXTENSIONS),
