@@ -6,7 +6,7 @@ STAMP := $(VENV)/.made
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test format lint types compat clean
+.PHONY: help env demo test format lint types compat pgstac clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -53,5 +53,12 @@ types: env  ## Types alone
 compat: env  ## Open our folders with geosam 0.1.3, in an environment of its own (not in CI)
 	tests/compat/run.sh
 
+pgstac: .venv-pgstac/.made  ## The STAC API that some tests start (they skip without it)
+
+.venv-pgstac/.made: requirements-pgstac.txt
+	$(PYTHON) -m venv .venv-pgstac
+	.venv-pgstac/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-pgstac.txt
+	@touch $@
+
 clean:  ## Remove the environments, outputs and caches
-	rm -rf $(VENV) .venv-compat out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-compat .venv-pgstac out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

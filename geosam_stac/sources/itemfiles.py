@@ -1,0 +1,395 @@
+"""Many Items from one source: JSON, ndjson or stac-geoparquet; a file, a URL or standard input.
+
+Each Item succeeds or fails alone: a `Found` holds one or the other. The line that a failed scene
+leaves in `failed.ndjson` is written here too, because it is read here. Imports no raster library;
+object stores are read through the functions that are handed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pystac
+import requests
+from requests.adapters import HTTPAdapter
+
+from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
+from geosam_stac.events import Notice, Sink, ignore
+from geosam_stac.hrefs import absolute, find_secret, is_local, to_local_path, unsigned
+from geosam_stac.sources.geoparquet import PARQUET_MAGIC, parquet_documents
+from geosam_stac.sources.items import RETRIES, TIMEOUT_S, ReadText, parse_item, read_item
+
+ReadBytes = Callable[[str], bytes]
+
+FAILED_MEMBER = "geosam:failed"
+CHUNK_BYTES = 1 << 20
+
+_HREF_LINE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+|\S+\.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One Item of a search or a file: either `item` or `error` is set.
+
+    `item` is as its source gave it (its hrefs may be signed); `href` is unsigned: the Item's self
+    link, or the best name that there is for a broken one; None when nothing names it.
+    """
+
+    item: pystac.Item | None
+    error: GeosamStacError | None
+    href: str | None
+
+    def __post_init__(self) -> None:
+        assert (self.item is None) != (self.error is None)
+
+
+def read_items(
+    source: str, *, read_text: ReadText, read_bytes: ReadBytes, sink: Sink = ignore
+) -> Iterator[Found]:
+    """Read Items lazily from a FeatureCollection, Items, ndjson or stac-geoparquet.
+
+    Parameters
+    ----------
+    source
+        `-` for standard input, a local path, http(s), or an object-store URL.
+    read_text, read_bytes
+        href -> content, for schemes other than http(s) and local files.
+    sink
+        Hears of a page that has a next one, which is not followed.
+
+    Yields
+    ------
+    Found
+        In the source's order. Lines of ndjson are Items, FeatureCollections, hrefs of Items (bare,
+        or as `{"href": ...}`) or lines of `failed.ndjson`. Relative hrefs are resolved against the
+        source's place; from standard input against the self link, else the working folder.
+
+    Raises
+    ------
+    DataError
+        The source is not there, or nothing of it can be read.
+    TemporaryError
+        The server did not answer.
+    """
+    with _opened(source, read_bytes) as stream:
+        base = _place(source)
+        reader = _Reader(name=unsigned(source), base=base, read_text=read_text, sink=sink)
+        documents: Iterator[tuple[str, Any]]
+        if _head(stream, len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+            documents = parquet_documents(stream, reader.name)
+        else:
+            documents = _json_documents(_lines(stream, reader.name), reader.name)
+        for where, document in documents:
+            yield from reader.found(document, where)
+
+
+def failed_line(
+    source: pystac.Item | str, error: GeosamStacError, *, href: str | None = None
+) -> str:
+    """One line (without its end) for `failed.ndjson`, which `read_items` reads again.
+
+    Parameters
+    ----------
+    source
+        The source Item: the line is its own JSON, unsigned, its asset hrefs absolute, with the
+        member `geosam:failed` {exit_code, error}. Or, of an Item that could not be read, its
+        href: `{"href": ..., "geosam:failed": ...}`.
+    error
+        Why it failed.
+    href
+        Names the Item instead where its JSON still holds a secret; default: its self link.
+    """
+    failure = {"exit_code": error.exit_code, "error": str(error)}
+    if isinstance(source, pystac.Item):
+        base = source.get_self_href() or _working_folder()
+        document = source.to_dict(transform_hrefs=False)
+        for asset in document["assets"].values():
+            asset["href"] = absolute(asset["href"], base)
+        text = json.dumps(_unsigned_values(document) | {FAILED_MEMBER: failure})
+        if find_secret(text) is None:
+            return text
+        source = href or source.get_self_href() or source.id
+    return json.dumps({"href": unsigned(source), FAILED_MEMBER: failure})
+
+
+def _unsigned_values(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unsigned_values(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_unsigned_values(inner) for inner in value]
+    return unsigned(value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """Makes Founds of the documents of one source. `base` is None for standard input."""
+
+    name: str
+    base: str | None
+    read_text: ReadText
+    sink: Sink
+
+    @property
+    def _is_remote(self) -> bool:
+        return self.base is not None and not is_local(self.base)
+
+    def found(self, document: Any, where: str) -> Iterator[Found]:
+        """The Items of one document; `where` names its place in the source, for errors."""
+        if isinstance(document, GeosamStacError):
+            yield self._failed(document, where, None)
+        elif isinstance(document, list):
+            for index, entry in enumerate(document):
+                yield from self.found(entry, _join(where, f"[{index}]"))
+        elif isinstance(document, dict) and document.get("type") == "FeatureCollection":
+            yield from self._features(document, where)
+        elif isinstance(document, dict) and "type" not in document and "href" in document:
+            yield self._linked(document["href"], where)
+        else:
+            yield self._item(document, where)
+
+    def _features(self, document: dict[str, Any], where: str) -> Iterator[Found]:
+        features = document.get("features")
+        if not isinstance(features, list):
+            error = DataError("$.features is no list", href=self.name)
+            yield self._failed(error, where, None)
+            return
+        for index, feature in enumerate(features):
+            yield self._item(feature, _join(where, f"features[{index}]"))
+        links = document.get("links")
+        rels = [link.get("rel") for link in links or () if isinstance(link, dict)]
+        if "next" in rels:
+            self.sink(
+                Notice(
+                    message=f"{self.name} is one page of a search: its {len(features)} Items are "
+                    "taken, the next page is not. Use --search for all of them",
+                    level="warning",
+                )
+            )
+
+    def _linked(self, href: Any, where: str) -> Found:
+        if not isinstance(href, str) or not href:
+            return self._failed(DataError("$.href is no text", href=self.name), where, None)
+        source = absolute(href, self.base or _working_folder())
+        try:
+            item = read_item(source, read_text=self.read_text)
+        except GeosamStacError as error:
+            return self._failed(error, where, unsigned(source))
+        return Found(item=item, error=None, href=unsigned(source))
+
+    def _item(self, document: Any, where: str) -> Found:
+        href = self.base
+        if isinstance(document, dict):
+            document = {key: value for key, value in document.items() if key != FAILED_MEMBER}
+            if self_link := _self_link(document):
+                resolved = absolute(self_link, self.base or _working_folder())
+                # A file from elsewhere cannot know of places on this machine.
+                href = href if self._is_remote and is_local(resolved) else resolved
+            _make_assets_absolute(document, self.base or href or _working_folder())
+        try:
+            item = parse_item(document, href=href)
+        except GeosamStacError as error:
+            name = document.get("id") if isinstance(document, dict) else None
+            return self._failed(
+                error.at(item=name if isinstance(name, str) else None, href=self.name),
+                where,
+                unsigned(href) if href else None,
+            )
+        return Found(item=item, error=None, href=unsigned(href) if href else None)
+
+    def _failed(self, error: GeosamStacError, where: str, href: str | None) -> Found:
+        if where:
+            error.message = f"{where}: {error.message}"
+        return Found(item=None, error=error, href=href or self.name)
+
+
+def _working_folder() -> str:
+    """A base in the working folder: of a base's path, `absolute` drops the last part."""
+    return str(Path.cwd() / "-")
+
+
+def _join(where: str, part: str) -> str:
+    return f"{where}, {part}" if where else part
+
+
+def _self_link(document: Mapping[str, Any]) -> str | None:
+    links = document.get("links")
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict) and link.get("rel") == "self":
+            href = link.get("href")
+            return href if isinstance(href, str) and href else None
+    return None
+
+
+def _make_assets_absolute(document: dict[str, Any], base: str) -> None:
+    """Resolve the assets' hrefs; what is malformed stays for `parse_item` to name."""
+    assets = document.get("assets")
+    if not isinstance(assets, dict):
+        return
+    document["assets"] = {
+        key: asset | {"href": absolute(asset["href"], base)}
+        if isinstance(asset, dict) and isinstance(asset.get("href"), str)
+        else asset
+        for key, asset in assets.items()
+    }
+
+
+# Opening
+
+
+def _place(source: str) -> str | None:
+    if source == "-":
+        return None
+    return str(to_local_path(source).resolve()) if is_local(source) else source
+
+
+@contextlib.contextmanager
+def _opened(source: str, read_bytes: ReadBytes) -> Iterator[BinaryIO]:
+    if source == "-":
+        # Not closed: standard input is not ours.
+        yield sys.stdin.buffer
+        return
+    if source.lower().startswith(("http://", "https://")):
+        with tempfile.TemporaryFile() as file:
+            _download(source, cast(BinaryIO, file))
+            file.seek(0)
+            yield cast(BinaryIO, file)
+    elif is_local(source):
+        path = to_local_path(source)
+        try:
+            local = path.open("rb")
+        except FileNotFoundError as error:
+            raise DataError(
+                "no such file", href=str(path), hint="Check the path to --items"
+            ) from error
+        except IsADirectoryError as error:
+            raise DataError(
+                "this is a folder, not a file of Items", href=str(path), hint="Name the file in it"
+            ) from error
+        except OSError as error:
+            raise DataError(f"the file cannot be read: {error.strerror}", href=str(path)) from error
+        with local:
+            yield local
+    else:
+        yield cast(BinaryIO, io.BufferedReader(io.BytesIO(read_bytes(source))))
+
+
+def _head(stream: BinaryIO, count: int) -> bytes:
+    """The first bytes, which stay to be read."""
+    return cast(io.BufferedReader, stream).peek(count)[:count]
+
+
+def _download(url: str, file: BinaryIO) -> None:
+    href = unsigned(url)
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=RETRIES))
+        session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+        try:
+            with session.get(url, timeout=TIMEOUT_S, stream=True) as response:
+                _check_status(response, href)
+                for chunk in response.iter_content(CHUNK_BYTES):
+                    file.write(chunk)
+        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+            raise UsageError("not a valid URL", href=href) from error
+        except requests.RequestException as error:
+            raise TemporaryError(
+                f"the server did not answer ({type(error).__name__})",
+                href=href,
+                hint="Try again; check the host name and the network",
+            ) from error
+
+
+def _check_status(response: requests.Response, href: str) -> None:
+    if response.ok:
+        return
+    status = f"HTTP {response.status_code}"
+    if response.status_code == 429 or response.status_code >= 500:
+        raise TemporaryError("the server cannot answer now", href=href, got=status)
+    denied = response.status_code in (401, 403)
+    hint = "The server asks for credentials or a signature" if denied else None
+    raise DataError("the Items cannot be had", href=href, got=status, hint=hint)
+
+
+# JSON
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank; UTF-8 with or without BOM, or UTF-16 with one."""
+    head = _head(stream, 2)
+    # PowerShell's ">" writes UTF-16.
+    encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = io.TextIOWrapper(stream, encoding=encoding)
+    try:
+        for number, line in enumerate(text, start=1):
+            # \x1e: the record separator of GeoJSON text sequences (RFC 8142).
+            if line := line.strip(" \t\r\n\x1e"):
+                yield number, line
+    except UnicodeDecodeError as error:
+        raise _not_items(name, f"bytes that are no {error.encoding}") from error
+    finally:
+        text.detach()  # else the wrapper closes standard input
+
+
+def _json_documents(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, Any]]:
+    """Documents, or the errors in their place, with the names of their places."""
+    head = list(itertools.islice(lines, 2))
+    if not head:
+        return
+    rest = itertools.chain(head, lines)
+    first = _parsed(head[0][1])
+    # ndjson whose first line is broken: the second is an Item all the same. In a document over
+    # many lines none of the first two is one.
+    broken_first = first is None and len(head) > 1 and isinstance(_parsed(head[1][1]), dict)
+    if first is None and not broken_first:
+        yield from _long_documents("\n".join(line for _, line in rest), name)
+        return
+    many = len(head) > 1
+    for number, line in rest:
+        document = _parsed(line)
+        if document is None:
+            document = DataError(
+                "not a STAC Item: this is not JSON", href=name, got=repr(line[:80])
+            )
+        yield (f"line {number}" if many else ""), document
+
+
+def _parsed(line: str) -> Any:
+    """A line's JSON object or list, `{"href": ...}` of a bare href, else None."""
+    try:
+        document = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return {"href": line} if _HREF_LINE.fullmatch(line) else None
+    return document if isinstance(document, dict | list) else None
+
+
+def _long_documents(text: str, name: str) -> Iterator[tuple[str, Any]]:
+    """Documents over many lines, one after the other (as from `cat *.json`)."""
+    decoder = json.JSONDecoder()
+    position = 0
+    while position < len(text):
+        try:
+            document, position = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            markup = " but HTML or XML" if text.startswith("<") else ""
+            raise _not_items(name, f"no JSON{markup}: {error}") from error
+        yield "", document
+        while position < len(text) and text[position] in " \t\r\n\x1e,":
+            position += 1
+
+
+def _not_items(name: str, got: str) -> DataError:
+    return DataError(
+        "this is no file of STAC Items",
+        href=name,
+        expected="a FeatureCollection, Items, ndjson or stac-geoparquet",
+        got=got,
+    )
