@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class ValueRange:
                 got=repr(text),
             )
         lo, hi = float(match[1]), float(match[2])
+        if not math.isfinite(hi - lo):
+            raise UsageError("--value-range is beyond all numbers", got=repr(text))
         if lo >= hi:
             raise UsageError(
                 "--value-range needs a minimum below its maximum", expected="MIN < MAX", got=text
@@ -72,7 +75,10 @@ def option(default: Any, help: str, *, panel: str, digest: bool = False) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeConfig:
-    """Every option of `encode`. Values are checked on creation: UsageError names option and fix."""
+    """Every option of `encode`. Values are checked on creation: UsageError names option and fix.
+
+    Numbers may be given as text, `bands`, `bbox` and `value_range` as text or as a sequence.
+    """
 
     # What is encoded
     bands: tuple[str, ...] | None = option(
@@ -155,6 +161,10 @@ class EncodeConfig:
     max_chips: int = option(100_000, "Refuse a plan of more chips than this.", panel="Run")
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            # Frozen: the one place where a field is set, before anyone has seen it.
+            value = _clean(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         self._check_bands()
         self._check_numbers()
         for name, choices in (
@@ -182,7 +192,7 @@ class EncodeConfig:
             raise UsageError(
                 "--bands takes 1 to 3 band names in RGB order",
                 got=",".join(self.bands) or "none",
-                hint="`geosam-stac encode --item ... --dry-run` names the bands there are",
+                hint="`--bands ?` lists the bands there are",
             )
 
     def _check_numbers(self) -> None:
@@ -205,6 +215,10 @@ class EncodeConfig:
         if self.max_chips < 1:
             raise UsageError("--max-chips must be at least 1", got=str(self.max_chips))
         if self.bbox is not None:
+            if len(self.bbox) != 4:
+                raise UsageError(
+                    "--bbox takes four numbers", expected="W,S,E,N", got=_join(self.bbox)
+                )
             west, south, east, north = self.bbox
             crosses = self.bbox_crs.upper() in ("EPSG:4326", "OGC:CRS84") and west > east
             if not all(map(math.isfinite, self.bbox)) or south >= north or west == east:
@@ -223,14 +237,9 @@ class EncodeConfig:
         return cls().replace(options)
 
     def replace(self, options: Mapping[str, Any]) -> EncodeConfig:
-        """A copy with these options changed; an unknown name is an error with the nearest one.
-
-        `bands` and `bbox` may be comma-separated strings, `batch_size` a string, as on the
-        command line.
-        """
+        """A copy with these options changed; an unknown name is an error with the nearest one."""
         names = [field.name for field in dataclasses.fields(self)]
-        clean: dict[str, Any] = {}
-        for name, value in options.items():
+        for name in options:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
                 raise UsageError(
@@ -239,8 +248,7 @@ class EncodeConfig:
                     if near
                     else f"Options are: {', '.join(names)}",
                 )
-            clean[name] = _clean(name, value)
-        return dataclasses.replace(self, **clean)
+        return dataclasses.replace(self, **options)
 
     def digest(self, *, model: str, weights_sha256: str, precision: str, chip_px: int) -> str:
         """sha256 (hex) of all that decides the features' bytes, and of nothing else.
@@ -253,7 +261,12 @@ class EncodeConfig:
             for field in dataclasses.fields(self)
             if field.metadata["digest"]
         }
+        values = self.values
         content |= {
+            # As what they mean, not as they are spelled.
+            "value_range": [values.kind, repr(values.lo), repr(values.hi)],
+            "crs": self.crs.upper(),
+            "bbox_crs": self.bbox_crs.upper() if self.bbox is not None else None,
             "model": model,
             "weights_sha256": weights_sha256,
             "precision": precision,
@@ -270,24 +283,60 @@ class EncodeConfig:
         }
 
 
-def _clean(name: str, value: Any) -> Any:
-    """A value as the command line, a TOML file or a notebook gives it, as the field's type."""
-    if name == "bands" and isinstance(value, str):
-        return split_list(value)
-    if name == "bbox" and isinstance(value, str):
-        parts = split_list(value)
-        try:
-            numbers = tuple(float(part) for part in parts)
-        except ValueError:
-            numbers = ()
-        if len(numbers) != 4:
-            raise UsageError("--bbox takes four numbers", expected="W,S,E,N", got=repr(value))
-        return numbers
-    if name == "batch_size" and isinstance(value, str) and value != "auto":
-        if not value.isdigit():
-            raise UsageError("--batch-size must be auto or a number", got=repr(value))
-        return int(value)
-    return tuple(value) if isinstance(value, list) else value
+def _clean(name: str, kind: str, value: Any) -> Any:
+    """A value as the command line, a TOML file or a notebook gives it, as the field's type.
+
+    `kind` is the field's annotation as text: the annotations of this module are not evaluated.
+    """
+    if (value is None and kind.endswith("None")) or (value == "auto" and "auto" in kind):
+        return value
+    if name in ("bands", "bbox"):
+        return _sequence(name, value)
+    if kind.startswith(("int", "float")):
+        return _number(name, kind, value)
+    if kind.startswith("bool"):
+        good = isinstance(value, bool)
+    else:
+        if name == "value_range" and isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        elif name in ("crs", "bbox_crs") and type(value) is int:
+            value = f"EPSG:{value}"
+        elif isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        good = isinstance(value, str)
+    if not good:
+        wanted = "true or false" if kind.startswith("bool") else "a text"
+        raise UsageError(f"{_flag(name)} is of another kind", expected=wanted, got=repr(value))
+    return value
+
+
+def _number(name: str, kind: str, value: Any) -> int | float:
+    convert = int if kind.startswith("int") else float
+    try:
+        number = convert(value)
+        if isinstance(value, bool) or (convert is int and number != float(value)):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        wanted = "a whole number" if convert is int else "a number"
+        raise UsageError(
+            f"{_flag(name)} is no number",
+            expected=wanted + (" or auto" if "auto" in kind else ""),
+            got=repr(value),
+        ) from None
+    return number
+
+
+def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        parts = split_list(value) if isinstance(value, str) else tuple(value)
+        return tuple(map(str if name == "bands" else float, parts))
+    except (TypeError, ValueError):
+        what = "band names" if name == "bands" else "four numbers"
+        raise UsageError(f"{_flag(name)} takes {what}", got=repr(value)) from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -301,10 +350,9 @@ def _join(numbers: tuple[float, ...]) -> str:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        flag = "--" + name.replace("_", "-")
         near = difflib.get_close_matches(value, choices, n=1)
         raise UsageError(
-            f"{flag} is not one of its choices",
+            f"{_flag(name)} is not one of its choices",
             expected=", ".join(choices),
             got=repr(value),
             hint=f"Did you mean {near[0]}" if near else None,

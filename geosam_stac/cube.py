@@ -8,40 +8,42 @@ other windows (up to 10 of 255 with bilinear, measured on NAIP into EPSG:3857).
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import odc.stac
 import pystac
-from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
-from rasterio.enums import Resampling
-from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
-from rasterio.vrt import WarpedVRT
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geosam_stac.errors import DataError
 from geosam_stac.grid import crop, slices, tiles
 from geosam_stac.radiometry import band_valid, widen
 from geosam_stac.raster_errors import read_error
 from geosam_stac.types import Band, Block, BlockRef, Scene, Window
+from geosam_stac.warp import (
+    inside_of,
+    is_aligned,
+    kernel_shrink,
+    overview_grid,
+    source_part,
+    warp,
+    wkt,
+)
 
 # Tiles are the unit in which pixels are read and kept: each is read once.
 TILE_PX = 1024
 
 # Threads that odc-stac reads with: bands and parts of one window side by side.
 READ_THREADS = 4
-
-# Source pixels around a window: bicubic needs 2 on each side of a sample, at any rotation.
-PADDING_PX = 4
-
-# GDAL's error threshold in source pixels. 0 means "default" to rasterio, so "none" is written thus.
-EXACT = 1e-9
 
 
 class CubeReader:
@@ -89,7 +91,7 @@ class CubeReader:
     def fits(self) -> bool:
         """Whether the scene's pixels can all be kept, so that a scan costs no second read."""
         height, width = self.scene.geobox.shape
-        per_pixel = len(self._sources) * self._dtype.itemsize + 1
+        per_pixel = len(self._sources) * (self._dtype.itemsize + 1)
         return bool(height * width * per_pixel <= self._keep_bytes)
 
     @property
@@ -119,19 +121,19 @@ class CubeReader:
             data, inside = self._load(region)
             for tile in self._tiles_of(region):
                 part = _within(tile, region)
-                self._tiles[tile] = (data[:, *part], inside[part])
+                self._tiles[tile] = (data[:, *part], inside[:, *part])
         shape = (ref.window.height, ref.window.width)
         data = np.empty((len(self._sources), *shape), dtype=self._dtype)
-        inside = np.empty(shape, dtype=bool)
+        inside = np.empty(data.shape, dtype=bool)
         for tile in needed:
             tile_data, tile_inside = self._tiles[tile]
             into, out = _overlap(ref.window, tile)
             data[:, *into] = tile_data[:, *out]
-            inside[into] = tile_inside[out]
+            inside[:, *into] = tile_inside[:, *out]
             self._uses[tile] -= 1
             if not self._uses[tile]:
                 del self._tiles[tile]
-        valid = inside & self.valid_bands(data).any(axis=0)
+        valid: NDArray[np.bool_] = np.any(inside & self.valid_bands(data), axis=0)
         return Block(ref=ref, data=widen(data), valid=valid)
 
     def _tiles_of(self, window: Window) -> list[Window]:
@@ -150,12 +152,12 @@ class CubeReader:
     def _load(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         geobox = crop(self.scene.geobox, window)
         data = np.empty((len(self._sources), *geobox.shape), dtype=self._dtype)
-        inside = np.zeros(geobox.shape, dtype=bool)
+        inside = np.empty(data.shape, dtype=bool)
         for group in _by_grid(self._sources):
             part, part_inside, size = group[0].read(geobox, group)
-            for source, values in zip(group, part, strict=True):
-                data[self._sources.index(source)] = values
-            inside |= part_inside
+            members = [self._sources.index(source) for source in group]
+            data[members] = part
+            inside[members] = part_inside
             self.bytes_read += size
         return data, inside
 
@@ -173,32 +175,36 @@ class _Source:
         whole = compute_reproject_roi(band.geobox, scene.geobox)
         # The scale is taken of the whole scene: taken of each window, windows would disagree.
         level = 2 ** int(math.log2(max(1, whole.read_shrink)))
-        self.grid = _level(band.geobox, level)
-        self.aligned = _aligned(self.grid, scene.geobox)
+        self.grid = overview_grid(band.geobox, level)
+        self.aligned = is_aligned(self.grid, scene.geobox)
+        scale = whole.scale2
+        self.shrink = (kernel_shrink(scale.x / level), kernel_shrink(scale.y / level))
 
     def read(
         self, geobox: GeoBox, group: list[_Source]
     ) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
-        """Pixels of all sources of one grid on `geobox`: (n, H, W), (H, W) inside, bytes read."""
+        """Pixels of all sources of one grid on `geobox`: (n, H, W), (n, H, W) inside, bytes."""
+        shape = (len(group), *geobox.shape)
         if self.aligned:
             data = _load_native(self.scene, group, geobox, self.resampling)
-            return data, _inside(self.grid, geobox), data.nbytes
-        roi = compute_reproject_roi(self.grid, geobox, padding=PADDING_PX)
-        src_geobox = self.grid[roi.roi_src]
-        if 0 in src_geobox.shape:
-            empty = np.zeros((len(group), *geobox.shape), dtype=self.dtype)
+            return data, np.broadcast_to(inside_of(self.grid, geobox), shape), data.nbytes
+        data = np.empty(shape, dtype=self.dtype)
+        inside = np.zeros(shape, dtype=bool)
+        src_geobox = source_part(self.grid, geobox)
+        if src_geobox is None:
             for index, source in enumerate(group):
-                empty[index] = source.band.nodata or 0
-            return empty, np.zeros(geobox.shape, dtype=bool), 0
+                data[index] = source.band.nodata or 0
+            return data, inside, 0
         src_data = _load_native(self.scene, group, src_geobox, self.resampling)
-        data = np.empty((len(group), *geobox.shape), dtype=self.dtype)
-        inside = np.zeros(geobox.shape, dtype=bool)
         for nodata, members in _by_nodata(group):
-            warped, warped_inside = _warp(
-                src_data[members], src_geobox, geobox, self.resampling, nodata
+            data[members], inside[members] = warp(
+                src_data[members],
+                src_geobox,
+                geobox,
+                nodata=nodata,
+                resampling=self.resampling,
+                shrink=self.shrink,
             )
-            data[members] = warped
-            inside |= warped_inside
         return data, inside, src_data.nbytes
 
 
@@ -207,18 +213,45 @@ def _load_native(
 ) -> NDArray[Any]:
     """(n, H, W) pixels of bands that share a grid, on that grid: no warp takes place."""
     item, names = _load_item(scene, sources)
-    try:
-        cube = odc.stac.load(
-            [item],
-            bands=names,
-            geobox=geobox,
-            resampling=resampling if resampling == "nearest" else "average",
-            pool=READ_THREADS,
-        )
-    except RasterioError as error:
-        hrefs = dict.fromkeys(source.band.href for source in sources)
-        raise read_error(error, item=scene.id, href=", ".join(hrefs)) from error
+    hrefs = {source.band.source_href: source.band.href for source in sources}
+    with _failed_reads() as failed:
+        try:
+            cube = odc.stac.load(
+                [item],
+                bands=list(dict.fromkeys(names)),
+                geobox=geobox,
+                resampling=resampling if resampling == "nearest" else "average",
+                pool=READ_THREADS,
+            )
+        except (RasterioError, OSError) as error:
+            named = [href for source, href in hrefs.items() if source in failed]
+            href = ", ".join(dict.fromkeys(named or hrefs.values()))
+            raise read_error(error, item=scene.id, href=href) from error
     return np.stack([cube[name].values[0] for name in names])
+
+
+@contextlib.contextmanager
+def _failed_reads() -> Iterator[list[str]]:
+    """The source hrefs that odc-loader logs as failed; its exception does not name them.
+
+    The record goes no further: it holds the signed href, and the user hears of the failure from
+    our own error. So does a warning of rasterio about its own scratch array.
+    """
+    failed: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple) and record.args:
+            failed.append(str(record.args[0]))
+        return False
+
+    logger = logging.getLogger("odc.loader._rio")
+    logger.addFilter(keep)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            yield failed
+    finally:
+        logger.removeFilter(keep)
 
 
 def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[str]]:
@@ -239,13 +272,12 @@ def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[
     for source in sources:
         band = source.band
         key = keys.setdefault(band.source_href, f"asset{len(keys)}")
-        fields: dict[str, Any] = {"data_type": band.dtype}
-        if band.nodata is not None:
-            fields["nodata"] = band.nodata if math.isfinite(band.nodata) else str(band.nodata)
-        count = max(other.band.index for other in sources if other.band.href == band.href)
         if key not in item.assets:
             grid = band.geobox
             assert grid is not None
+            same_file = [
+                other.band for other in sources if other.band.source_href == band.source_href
+            ]
             item.add_asset(
                 key,
                 pystac.Asset(
@@ -253,11 +285,10 @@ def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[
                     media_type="image/tiff; application=geotiff",
                     roles=["data"],
                     extra_fields={
-                        "proj:wkt2": _wkt(grid),
+                        "proj:wkt2": wkt(grid),
                         "proj:shape": list(grid.shape),
                         "proj:transform": list(grid.affine)[:6],
-                        # Two entries at least: of a single one odc-stac makes no `asset.N`.
-                        "raster:bands": [fields] * max(count, 2),
+                        "raster:bands": _raster_bands(same_file),
                     },
                 ),
             )
@@ -269,48 +300,16 @@ def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[
     return item, names
 
 
-def _warp(
-    data: NDArray[Any], src: GeoBox, dst: GeoBox, resampling: str, nodata: float | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """(n, h, w) on `src` -> (n, H, W) on `dst`, and where `dst` lies inside `src`."""
-    profile = {
-        "driver": "GTiff",
-        "height": src.height,
-        "width": src.width,
-        "count": data.shape[0],
-        "dtype": data.dtype,
-        "crs": _wkt(src),
-        "transform": src.affine,
-        "nodata": nodata,
-        "BIGTIFF": "IF_SAFER",
-    }
-    target: dict[str, Any] = {
-        "crs": _wkt(dst),
-        "transform": dst.affine,
-        "height": dst.height,
-        "width": dst.width,
-        "resampling": Resampling[resampling],
-        "tolerance": EXACT,
-        "NUM_THREADS": str(READ_THREADS),
-    }
-    with MemoryFile() as memory:
-        with memory.open(**profile) as dataset:
-            dataset.write(data)
-        if nodata is not None:
-            with (
-                memory.open() as dataset,
-                WarpedVRT(dataset, src_nodata=nodata, nodata=nodata, **target) as vrt,
-            ):
-                return vrt.read(), np.ones(dst.shape, dtype=bool)
-        # Without nodata a pixel outside the source cannot be told by its value: ask for alpha.
-        with memory.open() as dataset, WarpedVRT(dataset, add_alpha=True, **target) as vrt:
-            values = vrt.read()
-            return values[:-1], values[-1] > 0
-
-
-def _wkt(geobox: GeoBox) -> str:
-    assert geobox.crs is not None  # sources refuse a grid without one
-    return str(geobox.crs.to_wkt())
+def _raster_bands(bands: list[Band]) -> list[dict[str, Any]]:
+    """`raster:bands` of one file, as far as its last band that is wanted."""
+    # Two entries at least: of a single one odc-stac makes no `asset.N`.
+    count = max(2, *(band.index for band in bands))
+    fields: list[dict[str, Any]] = [{"data_type": bands[0].dtype} for _ in range(count)]
+    for band in bands:
+        if band.nodata is not None:
+            nodata = band.nodata if math.isfinite(band.nodata) else str(band.nodata)
+            fields[band.index - 1]["nodata"] = nodata
+    return fields
 
 
 def _by_grid(sources: list[_Source]) -> list[list[_Source]]:
@@ -329,36 +328,6 @@ def _by_nodata(sources: list[_Source]) -> list[tuple[float | None, list[int]]]:
             nodata = math.nan
         groups.setdefault(repr(nodata), (nodata, []))[1].append(index)
     return list(groups.values())
-
-
-def _level(geobox: GeoBox, factor: int) -> GeoBox:
-    """The grid of an overview: every `factor` pixels become one, as GDAL rounds its size."""
-    if factor == 1:
-        return geobox
-    height, width = geobox.shape
-    shape = (math.ceil(height / factor), math.ceil(width / factor))
-    return GeoBox(shape, geobox.affine * Affine.scale(factor), geobox.crs)
-
-
-def _aligned(grid: GeoBox, geobox: GeoBox) -> bool:
-    """Whether pixels of `grid` are pixels of `geobox`: then nothing is resampled."""
-    if grid.crs != geobox.crs:
-        return False
-    to_grid = ~grid.affine * geobox.affine
-    linear = (to_grid.a - 1, to_grid.b, to_grid.d, to_grid.e - 1)
-    shift = (to_grid.c - round(to_grid.c), to_grid.f - round(to_grid.f))
-    return bool(max(map(abs, linear)) < 1e-9 and max(map(abs, shift)) < 1e-4)
-
-
-def _inside(grid: GeoBox, geobox: GeoBox) -> NDArray[np.bool_]:
-    """Which pixels of `geobox` lie on `grid`, which is aligned with it."""
-    offset = ~grid.affine * geobox.affine
-    rows = np.arange(geobox.height) + round(offset.f)
-    cols = np.arange(geobox.width) + round(offset.c)
-    inside: NDArray[np.bool_] = np.logical_and.outer(
-        (rows >= 0) & (rows < grid.height), (cols >= 0) & (cols < grid.width)
-    )
-    return inside
 
 
 def _steps(offset: int, size: int) -> range:

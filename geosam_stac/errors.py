@@ -63,7 +63,7 @@ class GeosamStacError(Exception):
             text += f"; got {self.got}"
         text += "."
         if self.hint is not None:
-            text += f" {self.hint.rstrip('.')}."
+            text += f" {self.hint}" + ("" if self.hint.endswith((".", "?", "!")) else ".")
         return text
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -31,6 +31,13 @@ def chip_starts(size_px: int, chip_px: int, stride_px: int) -> list[int]:
     return starts
 
 
+def chip_count(size_px: int, chip_px: int, stride_px: int) -> int:
+    """How many chips lie along an axis, without listing them: a wrong resolution asks for 1e9."""
+    if size_px <= chip_px:
+        return 1
+    return 1 + -(-(size_px - chip_px) // stride_px)
+
+
 def make_grid(geobox: GeoBox, *, chip_px: int, stride_px: int) -> ChipGrid:
     """Check the numbers and make a ChipGrid; UsageError when the stride exceeds the chip."""
     if not 1 <= stride_px <= chip_px:
@@ -46,8 +53,8 @@ def grid_shape(grid: ChipGrid) -> tuple[int, int]:
     """Rows and columns of chips."""
     height, width = grid.geobox.shape
     return (
-        len(chip_starts(height, grid.chip_px, grid.stride_px)),
-        len(chip_starts(width, grid.chip_px, grid.stride_px)),
+        chip_count(height, grid.chip_px, grid.stride_px),
+        chip_count(width, grid.chip_px, grid.stride_px),
     )
 
 

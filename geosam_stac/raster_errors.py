@@ -2,35 +2,69 @@
 
 from __future__ import annotations
 
-from geosam_stac.errors import DataError, GeosamStacError, TemporaryError
-from geosam_stac.hrefs import unsigned
+import re
 
-FORBIDDEN = ("401", "403", "access denied", "accessdenied")
-GONE = ("404", "410", "no such file", "does not exist", "not recognized", "nosuchkey")
+from geosam_stac.errors import ConfigurationError, DataError, GeosamStacError, TemporaryError
+from geosam_stac.hrefs import is_local, unsigned
+
+# Codes are looked for where GDAL writes them: a file name may well hold "403" (20240403).
+_HTTP_CODE = re.compile(r"http (?:response|error) code[^:]*:\s*(\d{3})", re.IGNORECASE)
+_FORBIDDEN = ("access denied", "accessdenied", "permission denied")
+_GONE = ("no such file", "does not exist", "nosuchkey", "nosuchbucket")
+_NO_RASTER = ("not recognized as", "not a supported", "range downloading not supported")
+# As "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not defined".
+_NO_CREDENTIALS = ("configuration options not defined", "configuration option not defined")
 
 
-def read_error(error: Exception, *, item: str | None, href: str) -> GeosamStacError:
-    """Turn an error of GDAL into ours: gone for good (65), or worth another try (75)."""
-    text = str(error)
+def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamStacError:
+    """Turn an error of GDAL into ours.
+
+    Parameters
+    ----------
+    error
+        As rasterio raises it; its causes are read too.
+    item, href
+        Where it happened; the href unsigned.
+
+    Returns
+    -------
+    ConfigurationError (no credentials), DataError (gone for good) or TemporaryError.
+    """
+    text = _all_text(error)
     low = text.lower()
-    forbidden = any(word in low for word in FORBIDDEN)
-    if forbidden or any(word in low for word in GONE):
-        return DataError(
-            "the asset may not be read" if forbidden else "the asset is not there or no raster",
-            item=item,
-            href=href,
-            got=unsigned_text(text),
-            hint="The store asks for credentials or a signature"
-            if forbidden
-            else "Check the asset's href in the Item",
-        )
-    return TemporaryError(
-        "the asset could not be read",
-        item=item,
-        href=href,
-        got=unsigned_text(text),
-        hint="Try again; if it stays, the file may be damaged",
-    )
+    code = _HTTP_CODE.search(text)
+    status = int(code[1]) if code else None
+    kind: type[GeosamStacError] = DataError
+    if any(words in low for words in _NO_CREDENTIALS):
+        kind, message = ConfigurationError, "there are no credentials to read the asset"
+        hint = "Set them in the environment, or AWS_NO_SIGN_REQUEST=YES for a public bucket"
+    elif status in (401, 403) or any(words in low for words in _FORBIDDEN):
+        message = "the asset may not be read"
+        hint = "The store asks for credentials or a signature"
+    elif status in (404, 410) or any(words in low for words in _GONE):
+        message, hint = "the asset is not there", "Check the asset's href in the Item"
+    elif any(words in low for words in _NO_RASTER):
+        message, hint = "the asset is no raster that GDAL can read", "Check the asset's href"
+    elif status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+        message, hint = "the server refuses the asset", "Check the asset's href in the Item"
+    elif status is None and is_local(href):
+        message, hint = "the asset could not be read", "The file may be damaged: get it again"
+    else:
+        kind, message = TemporaryError, "the asset could not be read"
+        hint = "Try again; if it stays, the file may be damaged"
+    return kind(message, item=item, href=href, got=unsigned_text(text), hint=hint)
+
+
+def _all_text(error: BaseException) -> str:
+    """The messages of an error and its causes: rasterio's own often only points to GDAL's."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 4:
+        # GDAL's own errors print as (class, number, 'message').
+        text = str(getattr(cause, "errmsg", "") or cause)
+        texts.append(text.replace("See previous exception for details.", "").strip())
+        cause = cause.__cause__
+    return " ".join(dict.fromkeys(text for text in texts if text))
 
 
 def unsigned_text(text: str) -> str:

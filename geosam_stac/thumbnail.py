@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from geosam_stac.types import ChipRef, Window
 
-LONGER_SIDE_PX = 1024
+LONGER_SIDE_PX = 768
 CHIP_COLOUR = (255, 214, 10, 150)
 SKIPPED_COLOUR = (255, 69, 58, 255)
 

@@ -7,7 +7,8 @@ Names are matched against asset keys, `asset.N`, band names and common names, fr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,30 @@ from geosam_stac.hrefs import absolute, unsigned
 from geosam_stac.types import Band
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".nc", ".hdf", ".h5")
+WEB_IMAGES = ("image/png", "image/jpeg", "image/jpg", "image/gif", "image/webp", "image/svg+xml")
 NOT_DATA_ROLES = {"thumbnail", "metadata"}
 # An asset with one of these roles repeats data of other assets: it is matched by its key, and by
 # its bands' names only where no data asset has them.
 DERIVED_ROLES = {"visual", "overview"}
 DEFAULT_NAMES = ("red", "green", "blue")
+# rio-stac calls bands b1, b2 ... and puts the file's colours into their descriptions.
+COMMON_NAMES = {
+    *("coastal", "blue", "green", "green05", "yellow", "red", "pan", "cirrus"),
+    *("rededge", "rededge071", "rededge075", "rededge078", "nir", "nir08", "nir09"),
+    *("swir16", "swir22", "lwir", "lwir11", "lwir12"),
+}
+CRS_FIELDS = ("proj:code", "proj:epsg", "proj:wkt2", "proj:projjson")
+BAND_FIELDS = ("bands", "eo:bands", "raster:bands")
 
 
-def list_bands(item: pystac.Item) -> list[Band]:
+def list_bands(item: pystac.Item, *, counts: Mapping[str, int] | None = None) -> list[Band]:
     """All bands of the Item's raster assets, data assets first, else in the Item's order.
 
-    An asset that says nothing of its bands counts as one band. Raises DataError when the Item has
-    no raster asset, or its projection metadata contradicts itself.
+    An asset that says nothing of its bands has as many as `counts` says by its key, else one.
+    Raises DataError when the Item has no raster asset, or its projection metadata contradicts
+    itself.
     """
+    counts = counts or {}
     assets = [(key, asset) for key, asset in item.assets.items() if _is_raster(asset)]
     if not assets:
         raise DataError(
@@ -42,11 +54,22 @@ def list_bands(item: pystac.Item) -> list[Band]:
             expected="a GeoTIFF or other raster",
         )
     assets.sort(key=lambda pair: bool(set(pair[1].roles or ()) & DERIVED_ROLES))
-    return [band for key, asset in assets for band in _asset_bands(item, key, asset)]
+    return [
+        band for key, asset in assets for band in _asset_bands(item, key, asset, counts.get(key, 1))
+    ]
 
 
-def select_bands(item: pystac.Item, names: Sequence[str] | None) -> tuple[Band, ...]:
+def tells_bands(asset: pystac.Asset) -> bool:
+    """Whether the metadata say how many bands an asset has."""
+    return any(_dicts(asset.extra_fields.get(name)) for name in BAND_FIELDS)
+
+
+def select_bands(
+    item: pystac.Item, names: Sequence[str] | None, *, counts: Mapping[str, int] | None = None
+) -> tuple[Band, ...]:
     """The 1 to 3 bands that `names` mean, in their order; None: red, green, blue or the first.
+
+    `counts` as for `list_bands`.
 
     Raises
     ------
@@ -55,7 +78,7 @@ def select_bands(item: pystac.Item, names: Sequence[str] | None) -> tuple[Band, 
     UsageError
         The names come to more than three bands.
     """
-    bands = list_bands(item)
+    bands = list_bands(item, counts=counts)
     if names is None:
         return _default_bands(bands)
     chosen: list[Band] = []
@@ -86,16 +109,26 @@ def describe(bands: Iterable[Band]) -> str:
 
 
 def _default_bands(bands: list[Band]) -> tuple[Band, ...]:
-    matches = [
-        next((band for band in bands if band.common_name == name), None) for name in DEFAULT_NAMES
-    ]
-    found = tuple(band for band in matches if band is not None)
-    if len(found) == len(DEFAULT_NAMES):
-        return found
+    # Items without common names may call a band or an asset so.
+    for called in (_common_name, _plain_names):
+        matches = [
+            next((band for band in bands if name in called(band)), None) for name in DEFAULT_NAMES
+        ]
+        found = tuple(band for band in matches if band is not None)
+        if len(found) == len(DEFAULT_NAMES):
+            return found
     # No true colour: the first data bands. Bands of one grid only, or resampling would decide.
     first = bands[0]
     same = [band for band in bands if _same_grid(band.geobox, first.geobox)]
     return tuple(same[:3])
+
+
+def _common_name(band: Band) -> tuple[str, ...]:
+    return (band.common_name or "",)
+
+
+def _plain_names(band: Band) -> tuple[str, ...]:
+    return band.name.lower(), band.asset.lower()
 
 
 def _same_grid(one: GeoBox | None, other: GeoBox | None) -> bool:
@@ -154,25 +187,25 @@ def _is_raster(asset: pystac.Asset) -> bool:
     if roles & NOT_DATA_ROLES:
         return False
     media = (asset.media_type or "").split(";")[0].strip().lower()
-    if media:
-        return media.startswith("image/") and media not in (
-            "image/png",
-            "image/jpeg",
-            "image/gif",
-            "image/webp",
-        )
     path = asset.href.split("?")[0].lower()
-    return path.endswith(RASTER_SUFFIXES) or "data" in roles
+    if media in WEB_IMAGES:
+        return False
+    # A raster's name counts too: a store's upload may have left application/octet-stream behind.
+    return media.startswith("image/") or path.endswith(RASTER_SUFFIXES) or _bare_data(media, roles)
 
 
-def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset) -> list[Band]:
+def _bare_data(media: str, roles: set[str]) -> bool:
+    return not media and "data" in roles
+
+
+def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset, silent_count: int) -> list[Band]:
     fields = asset.extra_fields
     common = _dicts(fields.get("bands"))
     eo = _dicts(fields.get("eo:bands"))
     raster = _dicts(fields.get("raster:bands"))
-    count = max(len(common), len(eo), len(raster), 1)
+    count = max(len(common), len(eo), len(raster)) or silent_count
     # An Item from standard input without a self link: relative hrefs are of this folder.
-    base = item.get_self_href() or f"{Path.cwd()}/"
+    base = item.get_self_href() or str(Path.cwd() / "item.json")
     source_href = absolute(asset.href, base)
     geobox = _asset_geobox(item, key, asset)
     bands = []
@@ -185,6 +218,8 @@ def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset) -> list[Band]
             if index < len(source):
                 facts |= source[index]
         common_name = facts.get("eo:common_name") or facts.get("common_name")
+        if not common_name and str(facts.get("description")).lower() in COMMON_NAMES:
+            common_name = str(facts["description"]).lower()
         name = facts.get("name") or (key if count == 1 else f"{key}.{index + 1}")
         bands.append(
             Band(
@@ -229,29 +264,53 @@ def _nodata(value: object, item_id: str, key: str) -> float | None:
 
 def _asset_geobox(item: pystac.Item, key: str, asset: pystac.Asset) -> GeoBox | None:
     """The asset's grid from `proj:*`, the asset's own fields before the Item's; None if unsaid."""
-
-    def get(name: str) -> Any:
-        value = asset.extra_fields.get(name)
-        return item.properties.get(name) if value is None else value
-
-    shape, transform = get("proj:shape"), get("proj:transform")
-    crs = get("proj:code") or get("proj:epsg") or get("proj:wkt2") or get("proj:projjson")
+    own, shared = asset.extra_fields, item.properties
+    shape, transform = (
+        shared.get(name) if own.get(name) is None else own[name]
+        for name in ("proj:shape", "proj:transform")
+    )
+    # All of the asset's own ways to say its CRS come before the Item's.
+    crs = next(
+        (fields[name] for fields in (own, shared) for name in CRS_FIELDS if fields.get(name)), None
+    )
     if shape is None or transform is None or crs is None:
         return None
+    where = f"$.assets.{key}"
     try:
-        height, width = (int(size) for size in shape)
-        affine = _affine(transform)
-        return GeoBox((height, width), affine, crs)
-    except (TypeError, ValueError, RuntimeError) as error:
+        grid = GeoBox(_shape(shape), _affine(transform), crs)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise DataError(
-            f"$.assets.{key}: the projection metadata cannot be read: {error}",
+            f"{where}: the projection metadata (proj:shape, proj:transform, proj:code) are wrong: "
+            f"{error}",
             item=item.id,
             expected="proj:shape [height, width], proj:transform of 6 or 9 numbers, a known CRS",
         ) from error
+    if grid.crs is None or not (grid.crs.projected or grid.crs.geographic):
+        raise DataError(f"{where}: proj:code is no CRS of maps", item=item.id, got=str(crs)[:80])
+    return grid
 
 
-def _affine(transform: Sequence[float]) -> Affine:
+def _shape(shape: object) -> tuple[int, int]:
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != 2:
+        raise ValueError(f"proj:shape {shape!r}")
+    height, width = shape
+    for size in shape:
+        if (
+            isinstance(size, bool)
+            or not isinstance(size, int | float)
+            or size < 1
+            or size != int(size)
+        ):
+            raise ValueError(f"proj:shape {shape!r}")
+    return int(height), int(width)
+
+
+def _affine(transform: object) -> Affine:
+    if not isinstance(transform, Sequence) or isinstance(transform, str):
+        raise ValueError(f"proj:transform {transform!r}")
     numbers = [float(number) for number in transform]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"proj:transform {transform}")
     if len(numbers) not in (6, 9) or (len(numbers) == 9 and numbers[6:] != [0, 0, 1]):
         raise ValueError(f"proj:transform {transform}")
     affine = Affine(*numbers[:6])

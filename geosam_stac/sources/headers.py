@@ -5,10 +5,14 @@ No pixels are read here. Uses rasterio; pixels are `cube`'s.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import rasterio
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import CRSError
+from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
 from geosam_stac.errors import DataError, GeosamStacError
@@ -18,11 +22,15 @@ from geosam_stac.raster_errors import read_error
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """One file: its grid, and per band the numpy dtype name and nodata."""
+    """One file: its grid, and per band the numpy dtype name and nodata.
+
+    `data_bands` is how many bands come before the first alpha band: those with pixels.
+    """
 
     geobox: GeoBox
     dtypes: tuple[str, ...]
     nodata: tuple[float | None, ...]
+    data_bands: int
 
 
 def read_header(source_href: str, *, item: str | None = None) -> Header:
@@ -40,15 +48,46 @@ def read_header(source_href: str, *, item: str | None = None) -> Header:
         with rasterio.open(source_href) as dataset:
             if dataset.crs is None or dataset.transform.is_identity:
                 raise _not_georeferenced(dataset, item, href)
-            # The short name where there is one: WKT differs from one GDAL version to the next.
-            epsg = dataset.crs.to_epsg(confidence_threshold=100)
-            crs = f"EPSG:{epsg}" if epsg else dataset.crs.to_wkt()
-            geobox = GeoBox(dataset.shape, dataset.transform, crs)
             return Header(
-                geobox=geobox, dtypes=tuple(dataset.dtypes), nodata=tuple(dataset.nodatavals)
+                geobox=GeoBox(dataset.shape, dataset.transform, _crs(dataset, item, href)),
+                dtypes=_dtypes(dataset, item, href),
+                nodata=tuple(dataset.nodatavals),
+                data_bands=_data_bands(dataset),
             )
     except RasterioError as error:
         raise read_error(error, item=item, href=href) from error
+    except ValueError as error:  # a text that is no file name: a zero byte, half a surrogate pair
+        raise DataError("the asset's href cannot be opened", item=item, href=href) from error
+
+
+def _crs(dataset: rasterio.DatasetReader, item: str | None, href: str) -> CRS:
+    # The short name where there is one: WKT differs from one GDAL version to the next.
+    epsg = dataset.crs.to_epsg(confidence_threshold=100)
+    crs = None
+    with contextlib.suppress(CRSError):
+        crs = CRS(f"EPSG:{epsg}" if epsg else dataset.crs.to_wkt())
+    if crs is None or not (crs.projected or crs.geographic):
+        raise _not_georeferenced(dataset, item, href)
+    return crs
+
+
+def _dtypes(dataset: rasterio.DatasetReader, item: str | None, href: str) -> tuple[str, ...]:
+    for dtype in dataset.dtypes:
+        if dtype.startswith("complex"):
+            raise DataError(
+                "the raster holds complex numbers, which are no picture",
+                item=item,
+                href=href,
+                got=dtype,
+                hint="Choose an asset of amplitudes or intensities",
+            )
+    return tuple(dataset.dtypes)
+
+
+def _data_bands(dataset: rasterio.DatasetReader) -> int:
+    kinds = list(dataset.colorinterp)
+    alpha = kinds.index(ColorInterp.alpha) if ColorInterp.alpha in kinds else len(kinds)
+    return max(1, alpha)
 
 
 def _not_georeferenced(
@@ -60,6 +99,12 @@ def _not_georeferenced(
         item=item,
         href=href,
         expected="a CRS and a geotransform",
-        got="ground control points" if has_gcps else "no CRS" if dataset.crs is None else "none",
+        got="ground control points" if has_gcps else _found(dataset),
         hint="Warp it to a CRS first, as with `gdalwarp -t_srs EPSG:n`",
     )
+
+
+def _found(dataset: rasterio.DatasetReader) -> str:
+    if dataset.crs is None:
+        return "no CRS"
+    return "no geotransform" if dataset.transform.is_identity else "a CRS that is not of maps"

@@ -22,6 +22,7 @@ from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, Usage
 from geosam_stac.hrefs import is_local, to_local_path, unsigned
 
 ReadText = Callable[[str], str]
+Fail = Callable[[str, str, object], None]
 
 TIMEOUT_S = (10, 60)  # connect, read
 RETRIES = Retry(
@@ -32,6 +33,10 @@ RETRIES = Retry(
     allowed_methods=None,
     raise_on_status=False,
 )
+
+
+# What pystac raises of documents that pass our checks and are none all the same.
+_UNREADABLE = (pystac.STACError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def read_item(source: str, *, read_text: ReadText | None = None) -> pystac.Item:
@@ -52,7 +57,11 @@ def read_item(source: str, *, read_text: ReadText | None = None) -> pystac.Item:
         The server did not answer, or answered with an error that may pass.
     """
     if source == "-":
-        return parse_item(_json(sys.stdin.read(), "standard input"), href=None)
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise DataError("standard input is not UTF-8 text") from error
+        return parse_item(_json(text, "standard input"), href=None)
     if source.lower().startswith(("http://", "https://")):
         text = _read_http(source)
     elif is_local(source):
@@ -77,7 +86,7 @@ def parse_item(document: Any, *, href: str | None) -> pystac.Item:
             # pystac warns about extensions that it cannot migrate; none of them is ours to mend.
             warnings.simplefilter("ignore")
             item = pystac.Item.from_dict(document, href=href)
-    except (pystac.STACError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"the STAC Item cannot be read: {type(error).__name__}: {error}",
             item=str(item_id),
@@ -122,14 +131,59 @@ def _check_document(document: Any, where: str | None) -> None:
         fail("$.id", "a text", document.get("id"))
     if not isinstance(document.get("properties"), dict):
         fail("$.properties", "an object", document.get("properties"))
+    _check_datetime(document["properties"], fail)
     assets = document.get("assets")
     if not isinstance(assets, dict) or not assets:
         fail("$.assets", "an object with at least one asset", assets)
     for key, asset in document["assets"].items():
-        if not isinstance(asset, dict) or not isinstance(asset.get("href"), str):
-            fail(f"$.assets.{key}.href", "a text", asset)
-    if not isinstance(document.get("links", []), list):
-        fail("$.links", "a list", document.get("links"))
+        _check_asset(f"$.assets.{key}", asset, fail)
+    _check_rest(document, fail)
+
+
+def _check_datetime(properties: dict[str, Any], fail: Fail) -> None:
+    names = ["datetime"]
+    if properties.get("datetime") is None:
+        names = ["start_datetime", "end_datetime"]
+    for name in names:
+        value = properties.get(name)
+        try:
+            pystac.utils.str_to_datetime(value)  # type: ignore[arg-type]
+        except (ValueError, TypeError, OverflowError):
+            fail(f"$.properties.{name}", "a time such as '2024-08-15T12:00:00Z'", value)
+
+
+def _check_asset(path: str, asset: object, fail: Fail) -> None:
+    if not isinstance(asset, dict):
+        fail(path, "an object with an href", asset)
+        return
+    if not isinstance(asset.get("href"), str) or not asset["href"]:
+        fail(f"{path}.href", "a text", asset.get("href"))
+    if not isinstance(asset.get("type"), str | None):
+        fail(f"{path}.type", "a media type", asset["type"])
+    roles = asset.get("roles")
+    if roles is not None and not _is_texts(roles):
+        fail(f"{path}.roles", "a list of texts", roles)
+
+
+def _check_rest(document: dict[str, Any], fail: Fail) -> None:
+    links = document.setdefault("links", [])
+    if not isinstance(links, list):
+        fail("$.links", "a list", links)
+    for index, link in enumerate(document["links"]):
+        good = isinstance(link, dict) and all(isinstance(link.get(k), str) for k in ("rel", "href"))
+        if not good:
+            fail(f"$.links[{index}]", "an object with rel and href", link)
+    if not isinstance(document.get("collection"), str | None):
+        fail("$.collection", "a text", document["collection"])
+    if not isinstance(document.setdefault("geometry", None), dict | None):
+        fail("$.geometry", "a GeoJSON geometry", document["geometry"])
+    extensions = document.get("stac_extensions")
+    if extensions is not None and not _is_texts(extensions):
+        fail("$.stac_extensions", "a list of URLs", extensions)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def _short(value: object) -> str:
@@ -139,7 +193,7 @@ def _short(value: object) -> str:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))  # some editors put a byte order mark first
     except (json.JSONDecodeError, RecursionError) as error:
         start = text.lstrip()[:1]
         raise DataError(
@@ -150,7 +204,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _read_file(source: str) -> tuple[str, str]:
-    path = Path(to_local_path(source)).absolute()
+    path = Path(to_local_path(source)).resolve()
     try:
         return path.read_text(encoding="utf-8"), str(path)
     except FileNotFoundError as error:
@@ -163,11 +217,17 @@ def _read_file(source: str) -> tuple[str, str]:
         raise DataError(f"the file cannot be read: {error}", href=str(path)) from error
 
 
+def http_session() -> requests.Session:
+    """A session that tries again what may pass: throttling, a server's own failure, no answer."""
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(max_retries=RETRIES))
+    session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+    return session
+
+
 def _read_http(url: str) -> str:
     href = unsigned(url)
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=RETRIES))
-        session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+    with http_session() as session:
         try:
             response = session.get(
                 url, timeout=TIMEOUT_S, headers={"Accept": "application/geo+json, application/json"}

@@ -1,0 +1,37 @@
+"""Options and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests import fakes
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--run-slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: takes more than a minute; run with --run-slow")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch, tmp_path_factory):
+    """The options and the cache of whoever runs the tests have no say in them."""
+    for name in list(os.environ):
+        if name.startswith("GEOSAM_STAC_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GEOSAM_STAC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def fake_model(monkeypatch) -> fakes.FakeModel:
+    """Sessions use `tests.fakes` in place of SAM 2.1 tiny."""
+    return fakes.install(monkeypatch)
