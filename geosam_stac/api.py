@@ -13,7 +13,7 @@ from geosam_stac.config import EncodeConfig
 from geosam_stac.encoders.checkpoints import default_cache_dir
 from geosam_stac.events import Sink, ignore
 from geosam_stac.pipeline import encode_scene
-from geosam_stac.plan import Plan
+from geosam_stac.planning import Plan
 from geosam_stac.sources import as_geojson
 from geosam_stac.types import EncodeResult
 
@@ -43,13 +43,15 @@ class Session(session.Session):
     ) -> None:
         if options.get("geometry") is not None:
             options["geometry"] = as_geojson(options["geometry"])
-        super().__init__(
-            (config or EncodeConfig()).replace(options),
-            cache_dir=default_cache_dir(os.environ),
-            sink=sink,
-        )
+        asked = (config or EncodeConfig()).replace(options)
+        if asked.geometry is not None:
+            asked = asked.replace({"geometry": as_geojson(asked.geometry)})
+        super().__init__(asked, cache_dir=default_cache_dir(os.environ), sink=sink)
+        self.config_sources = dict.fromkeys(options, "Python")
 
-    def encode(self, source: session.Source, *, out: str | None = None) -> EncodeResult:
+    def encode(
+        self, source: session.Source, *, out: str | os.PathLike[str] | None = None
+    ) -> EncodeResult:
         """Encode one scene into `out` (default: the config's); see `pipeline.encode_scene`."""
         config = self.config if out is None else self.config.replace({"out": out})
         return encode_scene(self, self.scene(source), config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from geosam_stac.storage import Store
 from geosam_stac.thumbnail import Thumbnail
 from geosam_stac.types import ChipGrid, EncoderSpec, ManifestRow, Scene, SkippedRow
 
+_NO_ITEM = (pystac.STACError, pystac.STACTypeError)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -44,6 +47,44 @@ class Outcome:
     thumbnail: Thumbnail
     bytes_read: int
     seconds: Mapping[str, float]
+
+
+def read_commit(store: Store, layout: Layout, scene: Scene) -> pystac.Item | None:
+    """The Item of a scene that is finished; None where there is none.
+
+    Raises
+    ------
+    DataError
+        What lies there is no Item, or the Item of another scene whose id makes the same name.
+    """
+    if not store.exists(layout.item):
+        return None
+    href = store.href(layout.item)
+    try:
+        item = pystac.Item.from_dict(
+            json.loads(store.get(layout.item)), href=href, preserve_dict=False
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, *_NO_ITEM) as error:
+        raise DataError(
+            "the Item that is there already cannot be read",
+            item=scene.id,
+            href=href,
+            got=type(error).__name__,
+            hint="Encode it again with --overwrite",
+        ) from error
+    sources = item.properties.get("geosam:source_items")
+    collections = item.properties.get("geosam:source_collections") or [None]
+    same = sources == [source.id for source in scene.items]
+    if not same or (scene.collection is not None and scene.collection not in collections):
+        raise DataError(
+            "the output of another scene stands where this one's would",
+            item=scene.id,
+            href=href,
+            expected=f"an Item made of {scene.id} of {scene.collection}",
+            got=f"one made of {sources} of {collections}",
+            hint="Give another --out",
+        )
+    return item
 
 
 def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
@@ -77,6 +118,8 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
             rows=len(outcome.skipped),
             columns=manifest.SKIPPED_COLUMNS,
         )
+    elif store.exists(layout.skipped):  # of a run that did not come to its end
+        store.delete(layout.skipped)
     picture = outcome.thumbnail.png(
         chip_refs(outcome.grid), skipped=[row.ref for row in outcome.skipped]
     )

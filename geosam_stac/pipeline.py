@@ -1,4 +1,4 @@
-"""`encode_scene`: every queue, thread and pool of the project lives here.
+"""`encode_scene`: every queue, thread and pool of the project is made here (of `crew`'s kinds).
 
 A reader thread loads blocks and cuts chips, the calling thread owns the device, writer threads
 serialise and store features, over bounded queues, so memory does not grow with the scene. The
@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
 
 import pystac
 
-from geosam_stac.commit import Outcome, commit
+from geosam_stac.commit import Outcome, commit, read_commit
 from geosam_stac.config import EncodeConfig
+from geosam_stac.crew import Channel, Crew
 from geosam_stac.cube import CubeReader
-from geosam_stac.errors import UsageError
+from geosam_stac.errors import GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
 from geosam_stac.features import to_pt
 from geosam_stac.grid import blocks
 from geosam_stac.layout import Layout, item_id, layer_name
-from geosam_stac.plan import chip_grid
+from geosam_stac.planning import chip_grid, chips_outside
 from geosam_stac.radiometry import RangeEstimator, make_chip, to_rgb8, widen
 from geosam_stac.session import Session
 from geosam_stac.storage import Store
 from geosam_stac.thumbnail import Thumbnail
 from geosam_stac.types import (
+    BlockRef,
     Chip,
     ChipGrid,
+    ChipRef,
     EncodeResult,
     Features,
     ManifestRow,
@@ -47,9 +47,9 @@ FEATURES_QUEUE = 8
 CHIPS_QUEUE_BATCHES = 2
 # Pixels that a scan for the value range may keep, so that the encoder need not read them again.
 SCAN_KEEP_BYTES = 1 << 30
-POLL_S = 0.1
-
-T = TypeVar("T")
+STAGES = ("read", "encode", "write")
+NO_VALID_PIXEL = "no valid pixel"
+OUTSIDE = "outside --geometry"
 
 
 def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> EncodeResult:
@@ -62,6 +62,8 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     ------
     GeosamStacError
         Any of its children; names item, asset and chip. No Item is written then.
+    KeyboardInterrupt
+        As it came; the threads have ended, or end with the request that they are in. No Item.
     """
     if config.out is None:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
@@ -79,12 +81,10 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     layout = Layout(
         item_id=item_id(scene.id, session.entry.name, digest), layer=layer_name(scene.id)
     )
-    if store.exists(layout.item) and not config.overwrite:
-        return _finished(session, scene, store, layout)
+    finished = None if config.overwrite else read_commit(store, layout, scene)
+    if finished is not None:
+        return _finished(session, scene, finished, store, layout)
     store.check_writable()
-    if config.overwrite:
-        store.delete(layout.item)  # first: it must not name objects that are going
-        store.delete_tree(layout.folder)
     return _SceneRun(
         session=session,
         scene=scene,
@@ -96,10 +96,9 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     ).run()
 
 
-def _finished(session: Session, scene: Scene, store: Store, layout: Layout) -> EncodeResult:
-    item = pystac.Item.from_dict(
-        json.loads(store.get(layout.item)), href=store.href(layout.item), preserve_dict=False
-    )
+def _finished(
+    session: Session, scene: Scene, item: pystac.Item, store: Store, layout: Layout
+) -> EncodeResult:
     session.sink(
         Notice(message=f"{layout.item_id} is there already: nothing to do (see --overwrite)")
     )
@@ -114,7 +113,7 @@ def _finished(session: Session, scene: Scene, store: Store, layout: Layout) -> E
         chips_failed=int(item.properties.get("geosam:chips_failed", 0)),
         bytes_read=0,
         bytes_written=0,
-        seconds={"total": 0.0},
+        seconds=dict.fromkeys((*STAGES, "total"), 0.0),
     )
 
 
@@ -140,7 +139,10 @@ class _SceneRun:
         self.layout = layout
         self.digest = digest
         self.spec = session.encoder.spec
-        self.blocks = list(blocks(grid))
+        every = list(blocks(grid))
+        self.outside = chips_outside(scene, (ref for block in every for ref in block.chips))
+        self.blocks = [block for block in every if not self._is_outside(block)]
+        self.chips = tuple(ref for block in every for ref in block.chips)
         self.reader = CubeReader(
             scene, self.blocks, resampling=config.resampling, keep_bytes=SCAN_KEEP_BYTES
         )
@@ -148,16 +150,18 @@ class _SceneRun:
         self.rows: list[ManifestRow] = []
         self.skipped: list[SkippedRow] = []
         self.bytes_written = 0
-        self.seconds = dict.fromkeys(("read", "encode", "write"), 0.0)
+        self.seconds = dict.fromkeys(STAGES, 0.0)
         self.lock = threading.Lock()
 
     def run(self) -> EncodeResult:
         started = time.monotonic()
-        chips = sum(len(block.chips) for block in self.blocks)
         self.session.sink(
-            SceneStarted(scene_id=self.scene.id, item_id=self.layout.item_id, chips=chips)
+            SceneStarted(scene_id=self.scene.id, item_id=self.layout.item_id, chips=len(self.chips))
         )
         limits = self._value_range()
+        if self.config.overwrite:  # not sooner: what fails by now has cost nothing
+            self.store.delete(self.layout.item)  # first: it must not name objects that are going
+            self.store.delete_tree(self.layout.folder)
         self._stream(limits)
         self.seconds["total"] = time.monotonic() - started
         item, size = commit(
@@ -224,50 +228,36 @@ class _SceneRun:
     # Reader, device, writers
 
     def _stream(self, limits: tuple[float, float] | None) -> None:
-        stop = threading.Event()
-        failures: list[BaseException] = []
-        chips: _Channel[Chip] = _Channel(
-            max(2, CHIPS_QUEUE_BATCHES * self.session.batch_size), stop
+        crew = Crew()
+        chips: Channel[Chip] = Channel(
+            max(2, CHIPS_QUEUE_BATCHES * self.session.batch_size), crew.stop
         )
-        features: _Channel[tuple[Features, float]] = _Channel(FEATURES_QUEUE, stop)
-
-        def worker(target: Callable[[], None]) -> threading.Thread:
-            def body() -> None:
-                try:
-                    target()
-                except _Stopped:
-                    pass
-                except BaseException as error:  # noqa: BLE001 - handed to the calling thread
-                    failures.append(error)
-                    stop.set()
-
-            return threading.Thread(target=body, name=f"geosam-{target.__name__}", daemon=True)
+        features: Channel[tuple[Features, float]] = Channel(FEATURES_QUEUE, crew.stop)
 
         def read() -> None:
             self._read(chips, limits)
             chips.close(1)
 
         def write() -> None:
-            for entry in features:
-                self._write(*entry)
+            for encoded, valid_fraction in features:
+                self._write(encoded, valid_fraction)
 
-        threads = [worker(read), *(worker(write) for _ in range(WRITERS))]
         try:
-            for thread in threads:
-                thread.start()
-            with contextlib.suppress(_Stopped):
-                self._encode(chips, features)
-                features.close(WRITERS)
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            for thread in threads:
-                thread.join()
-        if failures:
-            raise failures[0]
+            crew.start(read)
+            for _ in range(WRITERS):
+                crew.start(write)
+            self._encode(chips, features)
+            features.close(WRITERS)
+            crew.join()
+        except BaseException as error:  # noqa: BLE001 - raised again below, or an earlier one is
+            crew.fail(error)
+            crew.join()
+        crew.raise_first()
 
-    def _read(self, chips: _Channel[Chip], limits: tuple[float, float] | None) -> None:
+    def _read(self, chips: Channel[Chip], limits: tuple[float, float] | None) -> None:
+        for chip_ref in self.chips:
+            if chip_ref.chip_id in self.outside:
+                self._skip(chip_ref, OUTSIDE)
         for ref in self.blocks:
             with _timed(self.seconds, "read"):
                 block = self.reader.read(ref)
@@ -275,39 +265,35 @@ class _SceneRun:
                 rgb8 = to_rgb8(block.data, valid & block.valid, limits)
                 self.thumbnail.add(rgb8, ref.window)
             for chip_ref in ref.chips:
-                if reason := self._outside(chip_ref.geobox.extent):
-                    self._skip(SkippedRow(ref=chip_ref, reason=reason, valid_fraction=0.0))
+                if chip_ref.chip_id in self.outside:
                     continue
                 chip = make_chip(rgb8, block, chip_ref, input_px=self.spec.input_px)
                 if chip.valid_fraction == 0:
-                    self._skip(
-                        SkippedRow(ref=chip_ref, reason="no valid pixel", valid_fraction=0.0)
-                    )
+                    self._skip(chip_ref, NO_VALID_PIXEL)
                     continue
                 chips.put(chip)
 
-    def _outside(self, extent: Any) -> str | None:
-        area = self.scene.area
-        if area is None or extent.intersects(area):
-            return None
-        return "outside --geometry"
+    def _is_outside(self, block: BlockRef) -> bool:
+        return all(ref.chip_id in self.outside for ref in block.chips)
 
-    def _skip(self, row: SkippedRow) -> None:
-        self.skipped.append(row)
-        self.session.sink(
-            ChipDone(scene_id=self.scene.id, chip_id=row.ref.chip_id, outcome="skipped")
-        )
+    def _skip(self, ref: ChipRef, reason: str) -> None:
+        self.skipped.append(SkippedRow(ref=ref, reason=reason, valid_fraction=0.0))
+        self.session.sink(ChipDone(scene_id=self.scene.id, chip_id=ref.chip_id, outcome="skipped"))
 
-    def _encode(self, chips: _Channel[Chip], features: _Channel[tuple[Features, float]]) -> None:
+    def _encode(self, chips: Channel[Chip], features: Channel[tuple[Features, float]]) -> None:
         batch: list[Chip] = []
 
         def flush() -> None:
             started = time.monotonic()
             fractions = {chip.ref.chip_id: chip.valid_fraction for chip in batch}
-            for encoded in self.session.encode_batch(batch):
-                self.seconds["encode"] += time.monotonic() - started
-                features.put((encoded, fractions[encoded.ref.chip_id]))
-                started = time.monotonic()
+            try:
+                for encoded in self.session.encode_batch(batch):
+                    self.seconds["encode"] += time.monotonic() - started
+                    features.put((encoded, fractions[encoded.ref.chip_id]))
+                    started = time.monotonic()
+            except GeosamStacError as error:
+                error.at(item=self.scene.id)
+                raise
             batch.clear()
 
         for chip in chips:
@@ -320,8 +306,12 @@ class _SceneRun:
     def _write(self, features: Features, valid_fraction: float) -> None:
         started = time.monotonic()
         chip_id = features.ref.chip_id
-        data = to_pt(features, spec=self.spec, dtype=self.config.feature_dtype)
-        self.store.put(self.layout.feature(chip_id), data)
+        try:
+            data = to_pt(features, spec=self.spec, dtype=self.config.feature_dtype)
+            self.store.put(self.layout.feature(chip_id), data)
+        except GeosamStacError as error:
+            error.at(item=self.scene.id, chip=chip_id)
+            raise
         row = ManifestRow(
             ref=features.ref,
             feature_href=self.layout.feature_href(chip_id),
@@ -341,46 +331,6 @@ class _SceneRun:
                 bytes_written=len(data),
             )
         )
-
-
-class _Stopped(Exception):
-    """Another thread failed, or the run was asked to stop."""
-
-
-class _Channel(Generic[T]):
-    """A bounded queue that gives up when `stop` is set, and ends when it is closed."""
-
-    def __init__(self, size: int, stop: threading.Event) -> None:
-        self._queue: queue.Queue[T | None] = queue.Queue(size)
-        self._stop = stop
-
-    def put(self, entry: T) -> None:
-        self._put(entry)
-
-    def close(self, readers: int) -> None:
-        """No more entries: each of so many readers is told."""
-        for _ in range(readers):
-            self._put(None)
-
-    def _put(self, entry: T | None) -> None:
-        while True:
-            if self._stop.is_set():
-                raise _Stopped
-            with contextlib.suppress(queue.Full):
-                self._queue.put(entry, timeout=POLL_S)
-                return
-
-    def __iter__(self) -> Iterator[T]:
-        while True:
-            if self._stop.is_set():
-                raise _Stopped
-            try:
-                entry = self._queue.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
-            if entry is None:
-                return
-            yield entry
 
 
 @contextlib.contextmanager

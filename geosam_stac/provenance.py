@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from geosam_stac.errors import GeosamStacError
+from geosam_stac.hrefs import find_secret, unsigned
+
 PACKAGES = (
     "geosam-stac",
     "odc-stac",
@@ -40,10 +43,21 @@ def run_document(
     sources: Mapping[str, str] | None,
     created: datetime,
 ) -> bytes:
-    """`run.json`: the config in force (and where each option came from), facts, environment."""
+    """`run.json`: the config in force (and where each option came from), facts, environment.
+
+    Hrefs in the config are written unsigned: a checkpoint's URL may hold a key.
+
+    Raises
+    ------
+    GeosamStacError
+        The document still holds a signature; its name is told, never its value.
+    """
     document = {
         "created": created.astimezone(UTC).isoformat(),
-        "config": dict(config),
+        "config": {
+            name: unsigned(value) if isinstance(value, str) else value
+            for name, value in config.items()
+        },
         "config_sources": dict(sources or {}),
         "run": dict(facts),
         "environment": {
@@ -52,4 +66,11 @@ def run_document(
             "software": software(),
         },
     }
-    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    secret = find_secret(text)
+    if secret is not None:
+        raise GeosamStacError(
+            f"refusing to write a run.json that holds a signature or key ({secret})",
+            hint="Please report this as a defect",
+        )
+    return text.encode()

@@ -6,6 +6,8 @@ strategy asks.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +21,9 @@ from geosam_stac.encoders import load_encoder
 from geosam_stac.encoders.base import ImageEncoder
 from geosam_stac.encoders.checkpoints import Weights, resolve
 from geosam_stac.encoders.registry import ModelEntry, find_model
-from geosam_stac.errors import DeviceOutOfMemoryError, TemporaryError
+from geosam_stac.errors import DeviceOutOfMemoryError, GeosamStacError, TemporaryError
 from geosam_stac.events import BatchHalved, Notice, Sink, ignore
-from geosam_stac.plan import Plan, make_plan
+from geosam_stac.planning import Plan, make_plan
 from geosam_stac.sources import open_scene, parse_item, read_item
 from geosam_stac.storage import read_text
 from geosam_stac.types import Chip, Features, Scene
@@ -29,7 +31,7 @@ from geosam_stac.types import Chip, Features, Scene
 FREE_EVERY_CHIPS = 16
 AUTO_BATCH = {"cuda": 8, "mps": 2, "cpu": 1}
 
-Source = str | Mapping[str, Any] | pystac.Item | Scene
+Source = str | os.PathLike[str] | Mapping[str, Any] | pystac.Item | Scene
 
 
 class Session:
@@ -85,7 +87,9 @@ class Session:
         """Let go of the model and the device's memory."""
         if self._encoder is not None:
             encoder, self._encoder = self._encoder, None
-            encoder.free_cached_memory()
+            # A device that was lost fails here as well, and would hide why the session ends.
+            with contextlib.suppress(GeosamStacError):
+                encoder.free_cached_memory()
 
     @property
     def weights(self) -> Weights:
@@ -122,6 +126,8 @@ class Session:
         """Make a scene of an Item's href (or `-`), JSON document, pystac Item, or Scene."""
         if isinstance(source, Scene):
             return source
+        if isinstance(source, os.PathLike):
+            source = os.fspath(source)
         if isinstance(source, str):
             source = read_item(source, read_text=read_text)
         elif not isinstance(source, pystac.Item):
@@ -160,6 +166,9 @@ class Session:
                 self.batch_size = len(batch) // 2
                 self.sink(BatchHalved(batch_size=self.batch_size))
                 continue
+            except GeosamStacError as error:
+                error.at(chip=", ".join(chip.ref.chip_id for chip in batch))
+                raise
             todo = todo[len(batch) :]
             self._free(len(batch))
             for index, chip in enumerate(batch):

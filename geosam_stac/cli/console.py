@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
 import threading
 import time
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +16,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -20,15 +24,25 @@ from rich.progress import (
 from rich.text import Text
 
 from geosam_stac import events
+from geosam_stac.errors import StorageError
 
 LINE_EVERY_S = 5.0
 
-_stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Stderr(Console):
+    """rich leaves the process when its reader has gone; a run must go on without one."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _discard(sys.stderr)
+
+
+_stderr = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 _verbosity = 0
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
-    """-q leaves only errors, -v adds tracebacks and every notice."""
+    """-q leaves warnings and errors, -v adds tracebacks."""
     global _verbosity  # noqa: PLW0603 - the process's one terminal
     _verbosity = -1 if quiet else int(verbose)
 
@@ -39,8 +53,16 @@ def verbose() -> bool:
 
 
 def result(text: str) -> None:
-    """One line of result on stdout."""
-    print(text, flush=True)  # noqa: T201 - results are what stdout is for
+    """One line of result on stdout. A reader that has gone (as `| head`) does not stop the work.
+
+    Raises StorageError when stdout cannot be written for another reason.
+    """
+    try:
+        print(text, flush=True)  # noqa: T201 - results are what stdout is for
+    except OSError as error:
+        _discard(sys.stdout)  # else the interpreter complains of it again when it ends
+        if error.errno != errno.EPIPE:
+            raise StorageError("stdout cannot be written", got=error.strerror) from error
 
 
 def result_json(document: Any) -> None:
@@ -51,17 +73,40 @@ def result_json(document: Any) -> None:
 def note(text: str) -> None:
     """A line on stderr, unless -q."""
     if _verbosity >= 0:
-        _stderr.print(Text(text))
+        _say(text)
 
 
 def warn(text: str) -> None:
     """A warning on stderr, also with -q."""
-    _stderr.print(Text(f"warning: {text}", style="yellow"))
+    _say(f"warning: {text}", style="yellow")
 
 
 def error(text: str) -> None:
     """An error on stderr."""
-    _stderr.print(Text(f"error: {text}", style="bold red" if _stderr.is_terminal else ""))
+    _say(f"error: {text}", style="bold red")
+
+
+def _say(text: str, style: str = "") -> None:
+    # One paragraph, and no escape sequence: ids and servers' answers come from strangers.
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    _stderr.print(Text(line, style=style))
+
+
+def _discard(stream: IO[str]) -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
+
+
+class _Count(ProgressColumn):
+    """Bytes of a download, else how many of how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes, self._chips = DownloadColumn(), MofNCompleteColumn()
+
+    def render(self, task: Any) -> Text:
+        return (self._bytes if task.fields["bytes_"] else self._chips).render(task)
 
 
 class ProgressSink:
@@ -70,8 +115,8 @@ class ProgressSink:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last_line_s = time.monotonic()
-        self._done: dict[str, int] = {}
-        self._total: dict[str, int] = {}
+        self._done = 0
+        self._chips = 0
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -96,15 +141,15 @@ class ProgressSink:
                 warn(f"the device ran out of memory: batches of {size} from now on")
             case events.Download(name=name, done_bytes=done, total_bytes=total):
                 self._advance(name, done, total, bytes_=True)
-            case events.SceneStarted(scene_id=scene, item_id=item_id, chips=chips):
-                self._done[scene] = 0
-                self._total[scene] = chips
+            case events.SceneStarted(item_id=item_id, chips=chips):
+                self._stop()
+                self._done, self._chips = 0, chips
                 note(f"{item_id}: {chips:,} chip{'s' if chips != 1 else ''}")
-            case events.ScanProgress(scene_id=scene, done=done, total=total):
-                self._advance(f"{scene} value range", done, total)
-            case events.ChipDone(scene_id=scene):
-                self._done[scene] += 1
-                self._advance(scene, self._done[scene], self._total[scene])
+            case events.ScanProgress(done=done, total=total):
+                self._advance("measuring the value range", done, total)
+            case events.ChipDone():
+                self._done += 1
+                self._advance("chips", self._done, self._chips)
             case events.SceneFinished():
                 self._stop()
 
@@ -115,7 +160,7 @@ class ProgressSink:
             self._draw(name, done, total, bytes_)
             return
         now = time.monotonic()
-        if done == total or now - self._last_line_s >= LINE_EVERY_S:
+        if now - self._last_line_s >= LINE_EVERY_S or (done == total and done > 1):
             self._last_line_s = now
             scale, unit = (1e6, " MB") if bytes_ else (1, "")
             of = f" of {total / scale:,.0f}" if total else ""
@@ -123,18 +168,17 @@ class ProgressSink:
 
     def _draw(self, name: str, done: int, total: int | None, bytes_: bool) -> None:
         if self._bars is None:
-            count = DownloadColumn() if bytes_ else MofNCompleteColumn()
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                count,
+                _Count(),
                 TimeRemainingColumn(),
                 console=_stderr,
                 transient=True,
             )
             self._bars.start()
         if name not in self._tasks:
-            self._tasks[name] = self._bars.add_task(name, total=total)
+            self._tasks[name] = self._bars.add_task(name, total=total, bytes_=bytes_)
         self._bars.update(self._tasks[name], completed=done, total=total)
         if done == total:
             self._stop()

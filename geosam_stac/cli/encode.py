@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.guard import fail, guarded
-from geosam_stac.cli.options import InForce, takes_config
-from geosam_stac.encoders.checkpoints import default_cache_dir
-from geosam_stac.errors import EXIT_PARTIAL, GeosamStacError, Interrupted, UsageError
-from geosam_stac.hrefs import unsigned
-from geosam_stac.pipeline import encode_scene
-from geosam_stac.plan import Plan
-from geosam_stac.session import Session
-from geosam_stac.sources import as_geojson
-from geosam_stac.storage import Store
-from geosam_stac.types import EncodeResult
+from geosam_stac.cli.options import InForce, env_name, flag, takes_config
+from geosam_stac.errors import (
+    EXIT_PARTIAL,
+    ConfigurationError,
+    GeosamStacError,
+    Interrupted,
+    StorageError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from geosam_stac.planning import Plan
+    from geosam_stac.session import Session
+    from geosam_stac.types import EncodeResult
 
 FAILED = "failed.ndjson"
+EPILOG = (
+    "Example: geosam-stac encode --item https://.../items/S2B_... --bands red,green,blue "
+    "--bbox 10.0,53.0,10.1,53.1 --out features/\n\n"
+    "Each option can also come from the environment (GEOSAM_STAC_STRIDE=512) or from --config; the "
+    "command line wins."
+)
 
 
-@guarded
 @takes_config
 def encode(
     *,
@@ -33,96 +43,110 @@ def encode(
         list[str] | None,
         typer.Option(
             "--item",
-            help="A STAC Item: URL, file, or - for standard input. Repeatable.",
+            metavar="URL|FILE|-",
+            help="A STAC Item; - reads standard input. Repeatable.",
+            envvar=env_name("item"),
+            show_envvar=False,
             show_default=False,
             rich_help_panel="What",
         ),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Say what it would take; read no pixels.", rich_help_panel="Run"
-        ),
+        bool, flag("--dry-run", help="Say what it would take; read no pixels.")
     ] = False,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="Results as JSON lines.", rich_help_panel="Run")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Errors only.", rich_help_panel="Run")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Tracebacks too.", rich_help_panel="Run")
-    ] = False,
+    json_lines: Annotated[bool, flag("--json", help="Results as JSON, one line each.")] = False,
     in_force: InForce,
 ) -> None:
     """Encode STAC Items into SAM features, a manifest and a new STAC Item each.
 
-    stdout: the href of each new Item, a line each.
+    Prints the href of each new Item on stdout, one a line; progress and errors go to stderr.
     """
-    console.set_verbosity(quiet=quiet, verbose=verbose)
     if not item:
         raise UsageError("--item is missing", hint="Give the URL or the file of a STAC Item")
     config = in_force.config
-    if config.geometry is not None:
-        config = config.replace({"geometry": as_geojson(config.geometry)})
     if config.out is None and not dry_run:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
+    # Here, not above: these bring torch and GDAL, and take seconds.
+    from geosam_stac.encoders.checkpoints import default_cache_dir
+    from geosam_stac.session import Session
+    from geosam_stac.sources import as_geojson
+
+    if config.geometry is not None:
+        config = config.replace({"geometry": as_geojson(config.geometry)})
     with (
         console.ProgressSink() as sink,
         Session(config, cache_dir=default_cache_dir(os.environ), sink=sink) as session,
     ):
         session.config_sources = in_force.sources
-        if dry_run:
-            for source in item:
-                _show_plan(session, source, json_lines=json_lines)
-        else:
-            _encode_all(session, item, json_lines=json_lines)
+        work = _plan_one if dry_run else _encode_one
+        _each(
+            item,
+            lambda source: work(session, source, json_lines),
+            out=None if dry_run else config.out,
+        )
 
 
-def _encode_all(session: Session, sources: list[str], *, json_lines: bool) -> None:
-    """Each scene succeeds or fails alone; with several, those that failed are written down."""
+def _each(sources: list[str], work: Callable[[str], None], *, out: str | None) -> None:
+    """Each Item succeeds or fails alone; of several, those that failed are written to `out`.
+
+    What would fail every other Item as well, an output that is full or a model that does not
+    load, ends the run.
+    """
     failed: list[tuple[str, GeosamStacError]] = []
     for source in sources:
         try:
-            result = encode_scene(session, session.scene(source), session.config)
-        except Interrupted:
+            work(source)
+        except (Interrupted, StorageError, ConfigurationError):
             raise
         except GeosamStacError as error:
-            if len(sources) == 1:
+            if len(failed) + 1 == len(sources):
                 raise
             console.error(str(error))
             failed.append((source, error))
-            continue
-        _show_result(result, json_lines=json_lines)
-    if not failed:
-        return
+    if failed:
+        where = f": see {_write_failed(failed, out)}" if out is not None else ""
+        console.error(f"{len(failed)} of {len(sources)} Items failed{where}")
+        raise SystemExit(EXIT_PARTIAL)
+
+
+def _write_failed(failed: list[tuple[str, GeosamStacError]], out: str) -> str:
+    from geosam_stac.hrefs import is_local, to_local_path, unsigned
+    from geosam_stac.storage import Store
+
+    def place(source: str) -> str:
+        local = source != "-" and is_local(source)
+        return str(Path(to_local_path(source)).absolute()) if local else unsigned(source)
+
     lines = [
-        json.dumps({"item": unsigned(source), "exit_code": error.exit_code, "error": str(error)})
+        json.dumps({"item": place(source), "exit_code": error.exit_code, "error": str(error)})
         for source, error in failed
     ]
-    if len(failed) == len(sources):
-        fail(failed[-1][1])
-    assert session.config.out is not None
-    store = Store(session.config.out)
+    store = Store(out)
     store.put(FAILED, ("\n".join(lines) + "\n").encode())
-    console.error(f"{len(failed)} of {len(sources)} Items failed: see {store.href(FAILED)}")
-    raise SystemExit(EXIT_PARTIAL)
+    return store.href(FAILED)
 
 
-def _show_result(result: EncodeResult, *, json_lines: bool) -> None:
+def _encode_one(session: Session, source: str, json_lines: bool) -> None:
+    from geosam_stac.pipeline import encode_scene
+
+    result = encode_scene(session, session.scene(source), session.config)
     if json_lines:
         console.result_json(_result_document(result))
     else:
         console.result(result.href)
+    if result.chips_encoded or result.chips_skipped:
+        console.note(_summary(result))
+
+
+def _summary(result: EncodeResult) -> str:
     seconds = result.seconds
-    if result.chips_encoded:
-        stages = {name: value for name, value in seconds.items() if name != "total"}
-        console.note(
-            f"{result.chips_encoded:,} chips encoded, {result.chips_skipped:,} skipped, "
-            f"{result.bytes_read / 1e6:,.1f} MB of pixels read, "
-            f"{result.bytes_written / 1e6:,.1f} MB written in {seconds['total']:.1f} s "
-            f"(busy: {', '.join(f'{name} {value:.1f} s' for name, value in stages.items())})"
-        )
+    stages = ", ".join(f"{name} {seconds[name]:.1f} s" for name in ("read", "encode", "write"))
+    skipped = f", {result.chips_skipped:,} skipped" if result.chips_skipped else ""
+    return (
+        f"{_chips(result.chips_encoded)} encoded{skipped} in {seconds['total']:.1f} s: "
+        f"{result.bytes_read / 1e6:,.1f} MB of pixels read, "
+        f"{result.bytes_written / 1e6:,.1f} MB written (busy: {stages})"
+    )
 
 
 def _result_document(result: EncodeResult) -> dict[str, Any]:
@@ -139,7 +163,7 @@ def _result_document(result: EncodeResult) -> dict[str, Any]:
     }
 
 
-def _show_plan(session: Session, source: str, *, json_lines: bool) -> None:
+def _plan_one(session: Session, source: str, json_lines: bool) -> None:
     from geosam_stac.encoders.rate import encoder_tflops
 
     plan = session.plan(source, device_tflops=encoder_tflops(session.device, session.precision))
@@ -154,19 +178,30 @@ def _show_plan(session: Session, source: str, *, json_lines: bool) -> None:
 
 def _plan_lines(plan: Plan) -> list[str]:
     seconds = plan.estimated_seconds
+    outside = f", less {plan.chips_outside:,} outside --geometry" if plan.chips_outside else ""
     return [
-        f"scene     {plan.scene}: {', '.join(plan.bands)}",
-        f"grid      {plan.width:,} x {plan.height:,} px of {plan.resolution:g} in {plan.crs}",
-        f"chips     {plan.chips:,} = {plan.rows:,} rows x {plan.cols:,} columns of "
-        f"{plan.chip_px} px at stride {plan.stride_px}",
-        f"read      {plan.bytes_to_read / 1e6:,.1f} MB of decoded pixels",
-        f"write     {plan.objects:,} objects, {plan.bytes_to_write / 1e6:,.1f} MB",
-        f"encoder   {plan.model} on {plan.device} in {plan.precision}"
-        + (f": about {_duration(seconds)}" if seconds is not None else ""),
+        f"scene    {plan.scene}",
+        f"bands    {', '.join(plan.bands)}",
+        f"grid     {plan.width:,} x {plan.height:,} px of {plan.resolution:g} {plan.unit} in "
+        f"{plan.crs}",
+        f"chips    {plan.chips:,} ({_count(plan.rows, 'row')} x {_count(plan.cols, 'column')}"
+        f"{outside}) of {plan.chip_px} px at stride {plan.stride_px}",
+        f"read     {plan.bytes_to_read / 1e6:,.1f} MB of pixels, decoded",
+        f"write    {plan.bytes_to_write / 1e6:,.1f} MB in {plan.objects:,} objects",
+        f"encoder  {plan.model} on {plan.device} in {plan.precision}"
+        + (f", about {_duration(seconds)}" if seconds is not None else ""),
     ]
+
+
+def _chips(count: int) -> str:
+    return _count(count, "chip")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:,.0f} s"
+        return f"{seconds:,.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

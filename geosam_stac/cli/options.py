@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from geosam_stac.cli import console
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import UsageError
 
@@ -29,6 +31,34 @@ SOURCES = {
 }
 
 
+# A flag takes no value: its type would only fill the line.
+NO_METAVAR = " "
+
+# What help shows in place of a type; options without an entry show their type.
+METAVARS = {
+    "bands": "NAME,...",
+    "bbox": "W,S,E,N",
+    "bbox_crs": "CRS",
+    "geometry": "FILE",
+    "crs": "CRS",
+    "resolution": "SIZE",
+    "resampling": "NAME",
+    "chip_size": "PX",
+    "stride": "PX",
+    "value_range": "RANGE",
+    "model": "NAME",
+    "checkpoint": "PATH|URL",
+    "device": "NAME",
+    "precision": "NAME",
+    "batch_size": "N",
+    "memory_strategy": "NAME",
+    "out": "PATH|URL",
+    "format": "NAME",
+    "feature_dtype": "NAME",
+    "max_chips": "N",
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InForce:
     """The config in force, and where each option that was given came from."""
@@ -37,24 +67,26 @@ class InForce:
     sources: dict[str, str]
 
 
-def _option_type(hint: Any) -> type:
-    """What click parses: a flag, a number, or text that `EncodeConfig.replace` takes apart."""
-    parts = [part for part in typing.get_args(hint) if part is not type(None)] or [hint]
-    return parts[0] if len(parts) == 1 and parts[0] in (bool, int, float) else str
+def env_name(option: str) -> str:
+    """The environment variable of an option."""
+    return ENV_PREFIX + option.upper()
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     flag = "--" + field.name.replace("_", "-")
-    kind = _option_type(hint)
+    # Texts that EncodeConfig takes apart, as it does for Python: one place says what is no number.
+    kind = bool if hint is bool else str
     text = field.metadata["help"]
     if field.default not in (None, False) and "Default" not in text:
-        text += f" [default: {field.default}]"
+        default = f"{field.default:,}" if isinstance(field.default, int) else field.default
+        text += f" Default: {default}."
     annotation = Annotated[
         kind | None,  # type: ignore[valid-type]
         typer.Option(
             *([f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]),
-            help=text,
-            envvar=ENV_PREFIX + field.name.upper(),
+            help=escape(text),
+            metavar=METAVARS.get(field.name, NO_METAVAR if kind is bool else None),
+            envvar=env_name(field.name),
             show_envvar=False,
             show_default=False,
             rich_help_panel=field.metadata["panel"],
@@ -66,7 +98,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def load_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Callback of `--config`: the TOML file's keys become defaults of the options."""
+    """Callback of `--config`: the TOML file's keys become defaults of the command's options."""
     if path is None:
         return None
     try:
@@ -75,29 +107,57 @@ def load_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
         raise UsageError(f"--config cannot be read: {error.strerror}", href=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config is not TOML: {error}", href=str(path)) from error
-    names = [field.name for field in dataclasses.fields(EncodeConfig)]
+    options = _options(ctx)
     defaults: dict[str, Any] = {}
     for key, value in document.items():
-        name = key.replace("-", "_")
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
+        name = key.replace("_", "-")
+        if name not in options:
+            near = difflib.get_close_matches(name, options, n=1)
             raise UsageError(
                 f"unknown key {key!r} in --config",
                 href=str(path),
-                hint=f"Did you mean {near[0]!r}?" if near else f"Keys are: {', '.join(names)}",
+                hint=f"Did you mean {near[0]!r}?" if near else f"Keys are: {', '.join(options)}",
             )
-        joined = ",".join(map(str, value)) if isinstance(value, list) else value
-        defaults[name] = joined
+        option = options[name]
+        defaults[str(option.name)] = _value(
+            key, value, path, many=getattr(option, "multiple", False)
+        )
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
+
+
+def _options(ctx: typer.Context) -> dict[str, Any]:
+    """Long option name without dashes -> the command's parameter; --config and --help are none."""
+    return {
+        option[2:]: parameter
+        for parameter in ctx.command.params
+        for option in parameter.opts
+        if option.startswith("--") and option not in ("--config", "--help")
+    }
+
+
+def _value(key: str, value: Any, path: Path, *, many: bool) -> Any:
+    """A TOML value as the command line would spell it; UsageError for one that it cannot."""
+    if isinstance(value, list) and not any(isinstance(part, list | dict) for part in value):
+        return [str(part) for part in value] if many else ",".join(map(str, value))
+    if isinstance(value, str | int | float):
+        return [value] if many else value
+    raise UsageError(
+        f"the key {key!r} in --config has a value of the wrong kind",
+        href=str(path),
+        expected="a text, a number, true, false, or a list of them",
+        got=type(value).__name__,
+    )
 
 
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        envvar=ENV_PREFIX + "CONFIG",
-        help="TOML file of options, as `stride = 512`.",
+        metavar="FILE",
+        envvar=env_name("config"),
+        show_envvar=False,
+        help="TOML file of options, as in: stride = 512",
         callback=load_config_file,
         is_eager=True,
         show_default=False,
@@ -106,10 +166,38 @@ ConfigFile = Annotated[
 ]
 
 
+def flag(*names: str, help: str) -> Any:
+    """A flag of the run's own panel, with its environment variable."""
+    return typer.Option(
+        *names,
+        help=help,
+        metavar=NO_METAVAR,
+        envvar=env_name(
+            next(name for name in names if name.startswith("--"))[2:].replace("-", "_")
+        ),
+        show_envvar=False,
+        rich_help_panel="Run",
+    )
+
+
+def _verbosity() -> list[inspect.Parameter]:
+    flags = {
+        "quiet": Annotated[bool, flag("-q", "--quiet", help="Warnings and errors only.")],
+        "verbose": Annotated[bool, flag("-v", "--verbose", help="Tracebacks of errors, too.")],
+    }
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
+        )
+        for name, annotation in flags.items()
+    ]
+
+
 def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command all options of EncodeConfig, handed to it as `in_force: InForce`.
 
-    The command's first parameter must be `ctx: typer.Context`.
+    The command's first parameters must be `ctx: typer.Context` and what it works on. `--config`,
+    `--quiet` and `--verbose` are added and dealt with here.
     """
     hints = typing.get_type_hints(EncodeConfig)
     generated = [_parameter(field, hints[field.name]) for field in dataclasses.fields(EncodeConfig)]
@@ -127,6 +215,9 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**values: Any) -> None:
         ctx: typer.Context = values["ctx"]
         values.pop("config_file")
+        console.set_verbosity(
+            quiet=values.pop("quiet", False), verbose=values.pop("verbose", False)
+        )
         given = {parameter.name: values.pop(parameter.name) for parameter in generated}
         given = {name: value for name, value in given.items() if value is not None}
         sources = {
@@ -136,7 +227,8 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
         in_force = InForce(config=EncodeConfig.of(given), sources=sources)
         command(**values, in_force=in_force)
 
-    parameters = [*own, config_file, *generated]
+    # Help shows options and panels in this order: what is encoded first, the run's own last.
+    parameters = [*own[:2], *generated, *own[2:], *_verbosity(), config_file]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del wrapper.__wrapped__  # typer would read the command's own signature through it

@@ -6,15 +6,19 @@ import time
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MEASURE_S = 0.3
+from geosam_stac.encoders.devices import PRECISIONS
+
+MEASURE_S = 0.2
+# Side of the square matrices: large enough to fill the device, small enough to take a moment.
+SIZES = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 
 def encoder_tflops(device: str, precision: str) -> float:
-    """TFLOP/s that an image encoder may expect of a device: half of its matrix rate.
+    """TFLOP/s that an image encoder may expect of a device; right within a factor of two or so.
 
-    The rate is that of square matrix products, timed here for a fraction of a second. The encoders
-    reach about half of it or somewhat more (SAM 2.1 tiny: 0.094 of 0.15 TFLOP/s on 2 CPU cores).
+    Matrix products are timed here, in fp32 and in `precision`, for a fraction of a second each;
+    `expected_rate` makes an encoder's rate of them. Other load on the device counts: the estimate
+    is for the device as it is now.
 
     Parameters
     ----------
@@ -23,17 +27,35 @@ def encoder_tflops(device: str, precision: str) -> float:
     precision
         fp32, bf16 or fp16.
     """
-    size = 8192 if device.startswith("cuda") else 1024
-    matrix = torch.ones((size, size), dtype=DTYPES[precision], device=device)
-    products = 0
+    fp32 = _matrix_tflops(device, "fp32")
+    return expected_rate(fp32, fp32 if precision == "fp32" else _matrix_tflops(device, precision))
+
+
+def expected_rate(fp32_tflops: float, precision_tflops: float) -> float:
+    """An encoder's TFLOP/s from the rates of matrix products in fp32 and in its precision.
+
+    The products take their own time; all else (normalisation, softmax, windows, copies) takes as
+    long again as the products would in fp32, and no less in a lower precision.
+
+    Measured on 2 cores of a Xeon with AMX (torch 2.15), whose matrix rates were 0.33 (fp32) and
+    1.3 TFLOP/s (bf16), which makes 0.16 and 0.26 here: SAM 2.1 tiny reached 0.09 and 0.23, SAM
+    ViT-B 0.11 and 0.23. The constant has not been measured on a GPU.
+    """
+    return 1 / (1 / precision_tflops + 1 / fp32_tflops)
+
+
+def _matrix_tflops(device: str, precision: str) -> float:
+    size = SIZES[device.partition(":")[0]]
+    matrix = torch.ones((size, size), dtype=PRECISIONS[precision], device=device)
     matrix @ matrix  # the first one pays for libraries and clocks
     _wait(device)
+    products = 0
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < MEASURE_S:
         matrix @ matrix
         _wait(device)
         products += 1
-    return 0.5 * products * 2 * size**3 / elapsed / 1e12
+    return products * 2 * size**3 / elapsed / 1e12
 
 
 def _wait(device: str) -> None:

@@ -1,19 +1,24 @@
-"""The dry run: what encoding a scene will take, from metadata and arithmetic alone."""
+"""The dry run: what encoding a scene will take, from metadata and arithmetic alone.
+
+Not called `plan`: a module of that name would stand in the place of `geosam_stac.plan()`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import shapely
 
 from geosam_stac.config import EncodeConfig
 from geosam_stac.encoders.registry import ModelEntry
 from geosam_stac.errors import UsageError
-from geosam_stac.grid import chip_shape, grid_shape, make_grid
-from geosam_stac.types import ChipGrid, Scene
+from geosam_stac.grid import chip_refs, chip_shape, grid_shape, make_grid
+from geosam_stac.types import ChipGrid, ChipRef, Scene
 
 # Beside its tensors a .pt file holds a zip directory and the pickled names: 2 to 3 KB, measured.
 PT_OVERHEAD_BYTES = 2_500
@@ -28,20 +33,24 @@ DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 class Plan:
     """What a scene comes to.
 
-    `width`, `height` in px; `resolution` in units of `crs`; `bytes_to_read` of decoded source
-    pixels; `bytes_to_write` without compression (features are not compressed);
-    `estimated_seconds` of the encoder alone, None where the device's rate is not known.
+    `width`, `height` in px; `resolution` in `unit`, of the `crs`. `chips` = `rows` x `cols` less
+    `chips_outside`, which do not touch --geometry; those without a valid pixel, which only reading
+    can tell, are among `chips`. `bytes_to_read` of decoded source pixels; `bytes_to_write` without
+    compression (features are not compressed); `estimated_seconds` of the encoder alone, None
+    where the device's rate is not known.
     """
 
     scene: str
     bands: tuple[str, ...]
     crs: str
     resolution: float
+    unit: str
     width: int
     height: int
     rows: int
     cols: int
     chips: int
+    chips_outside: int
     chip_px: int
     stride_px: int
     bytes_to_read: int
@@ -90,6 +99,17 @@ def chip_grid(scene: Scene, config: EncodeConfig, entry: ModelEntry) -> ChipGrid
     return grid
 
 
+def chips_outside(scene: Scene, chips: Iterable[ChipRef]) -> set[str]:
+    """Ids of the chips that do not touch the scene's area; none where it has no area."""
+    if scene.area is None:
+        return set()
+    refs = list(chips)
+    boxes = np.array([ref.geobox.extent.geom for ref in refs], dtype=object)
+    area = scene.area.geom
+    shapely.prepare(area)
+    return {refs[index].chip_id for index in np.flatnonzero(~shapely.intersects(area, boxes))}
+
+
 def make_plan(
     scene: Scene,
     config: EncodeConfig,
@@ -101,11 +121,13 @@ def make_plan(
 ) -> Plan:
     """Count chips, bytes and objects of one scene, and estimate the encoder's time.
 
-    `device_tflops` is the device's matrix rate in TFLOP/s at that precision.
+    `device_tflops` is the rate that an encoder reaches on the device at that precision, in TFLOP/s
+    (`encoders.rate.encoder_tflops` measures it).
     """
     grid = chip_grid(scene, config, entry)
     rows, cols = grid_shape(grid)
-    chips = rows * cols
+    outside = len(chips_outside(scene, chip_refs(grid)))
+    chips = rows * cols - outside
     height, width = scene.geobox.shape
     notices = list(scene.notices)
     if any(band.dtype is None for band in scene.bands):
@@ -124,16 +146,18 @@ def make_plan(
         scene=scene.id,
         bands=tuple(band.name for band in scene.bands),
         crs=str(scene.geobox.crs),
-        resolution=abs(scene.geobox.affine.a),
+        resolution=math.hypot(scene.geobox.affine.a, scene.geobox.affine.d),
+        unit=_unit(scene),
         width=width,
         height=height,
         rows=rows,
         cols=cols,
         chips=chips,
+        chips_outside=outside,
         chip_px=grid.chip_px,
         stride_px=grid.stride_px,
         bytes_to_read=_source_bytes(scene),
-        objects=chips + OTHER_OBJECTS,
+        objects=chips + OTHER_OBJECTS + (1 if outside else 0),  # skipped.parquet
         bytes_to_write=chips * (chip_bytes + MANIFEST_ROW_BYTES),
         model=entry.name,
         device=device,
@@ -141,6 +165,12 @@ def make_plan(
         estimated_seconds=seconds,
         notices=tuple(notices),
     )
+
+
+def _unit(scene: Scene) -> str:
+    """The CRS's unit, short."""
+    unit = scene.geobox.crs.units[0] if scene.geobox.crs is not None else "units"
+    return {"metre": "m", "degrees_north": "degrees", "degree": "degrees"}.get(unit, unit)
 
 
 def _source_bytes(scene: Scene) -> int:

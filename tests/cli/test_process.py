@@ -1,0 +1,190 @@
+"""The command as a process: signals, closed pipes, a terminal, how soon it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ROOT, make_item, python
+
+SLOW = ("-m", "tests.cli.slow_main")
+
+
+@pytest.fixture
+def long_item(tmp_path):
+    """63 chips."""
+    return make_item(tmp_path, "scene", size=(64, 2048))
+
+
+def started(process: subprocess.Popen, text: str, timeout_s: float = 60) -> str:
+    """Read stderr until it says `text`."""
+    seen = ""
+    deadline = time.monotonic() + timeout_s
+    while text not in seen:
+        assert time.monotonic() < deadline, seen
+        line = process.stderr.readline()
+        assert line, f"ended early: {seen}"
+        seen += line
+    return seen
+
+
+def wait_for(pattern: str, folder: Path, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not list(folder.rglob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_in_mid_run(fake, long_item, tmp_path, signum, code):
+    process = python(*SLOW, 0.2, *fake)
+    with process:
+        wait_for("*.pt", tmp_path)
+        process.send_signal(signum)
+        at = time.monotonic()
+        out, err = process.communicate(timeout=15)
+    assert time.monotonic() - at < 10
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("error: interrupted: ")
+    assert not list((tmp_path / "out").glob("*/*.json"))
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_real_model_stops_too(fake, long_item, tmp_path):
+    fake[fake.index("--stride") + 1] = "64"
+    process = python("-m", "geosam_stac", *fake, "--chip-size", "64")
+    with process:
+        started(process, "32 chips")
+        time.sleep(1.0)  # in the model's first chips
+        process.send_signal(signal.SIGTERM)
+        at = time.monotonic()
+        _, err = process.communicate(timeout=15)
+    assert time.monotonic() - at < 10
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    assert not list((tmp_path / "out").glob("*/*.json"))
+
+
+def test_the_watchdog_ends_what_cannot_be_interrupted(tmp_path):
+    """A C call that holds on, with a handler in Python that can therefore not run."""
+    code = (
+        "import ctypes, sys, typer\n"
+        "from geosam_stac.cli import guard\n"
+        "guard.GRACE_S = 0.5\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def hang():\n"
+        "    libc, mutex = ctypes.CDLL(None), (ctypes.c_char * 64)()\n"
+        "    libc.pthread_mutex_lock(mutex)\n"
+        "    print('ready', flush=True)\n"
+        "    libc.pthread_mutex_lock(mutex)\n"
+        "sys.exit(guard.run(app, []))\n"
+    )
+    process = python("-c", code)
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert "interrupted" in err
+
+
+def test_a_reader_that_goes_away(fake, tmp_path):
+    second = make_item(tmp_path, "second")
+    process = python(*SLOW, 0, *fake, "--item", second)
+    with process:
+        process.stdout.close()  # as `| head -0`
+        err = process.stderr.read()
+        assert process.wait(30) == 0
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    assert (
+        len(list((tmp_path / "out").glob("*/*_sam2.1-hiera-tiny_*.json"))) == 2
+    )  # the work goes on
+
+
+def test_nobody_listens_to_progress(fake, tmp_path):
+    process = python(*SLOW, 0, *fake)
+    with process:
+        process.stderr.close()
+        assert process.stdout.read().endswith(".json\n")
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["encode", "--help"], ["models", "list"]])
+def test_help_into_a_closed_pipe(argv):
+    process = python("-m", "geosam_stac", *argv)
+    with process:
+        process.stdout.close()
+        err = process.stderr.read()
+        process.wait(30)
+    assert "Traceback" not in err
+    assert "Exception" not in err
+
+
+def test_stdout_that_is_full(fake):
+    with open("/dev/full", "w") as full, python(*SLOW, 0, *fake, stdout=full) as process:  # noqa: PTH123
+        err = process.stderr.read()
+        assert process.wait(30) == 74
+    assert "error: stdout cannot be written; got No space left on device." in err
+    assert "Traceback" not in err
+
+
+def in_a_terminal(argv: list[str], columns: int = 100) -> tuple[int, str]:
+    """Run with stderr on a terminal; exit code and what it showed."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": str(columns)}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", *argv],
+        stdout=subprocess.DEVNULL, stderr=theirs, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with process, contextlib.suppress(OSError):  # Linux: EIO when the other end closes
+        while select.select([ours], [], [], 60)[0] and (part := os.read(ours, 65536)):
+            shown += part
+    os.close(ours)
+    return process.wait(), shown.decode()
+
+
+def test_a_progress_bar_on_a_terminal(fake):
+    code, shown = in_a_terminal([*SLOW, "0.2", *fake])
+    assert code == 0
+    assert "chips" in shown
+    assert "━" in shown
+    assert "4/4" in shown or "3/4" in shown
+
+
+def test_help_and_mistakes_answer_at_once():
+    """Neither torch nor GDAL is imported for them: under a second, where torch alone takes two."""
+    for argv in (["--help"], ["encode", "--help"], ["--version"], ["encode", "--strid", "3"]):
+        code = (
+            "import sys\n"
+            "from geosam_stac.cli import main\n"
+            "try:\n    main(sys.argv[1:])\n"
+            "finally:\n"
+            "    print(sorted({'torch', 'rasterio', 'numpy', 'odc'} & set(sys.modules)),"
+            " file=sys.stderr)\n"
+        )
+        with python("-c", code, *argv) as process:
+            _, err = process.communicate(timeout=20)
+        assert err.splitlines()[-1] == "[]", argv
+
+
+def test_python_m_and_version():
+    with python("-m", "geosam_stac", "--version") as process:
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert out.startswith("geosam-stac 0.")

@@ -1,0 +1,131 @@
+"""A model that is cheap and exact: 64 px chips, tensors that are plain averages of the pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from geosam_stac.config import EncodeConfig
+from geosam_stac.encoders.checkpoints import Weights
+from geosam_stac.encoders.registry import MODELS, ModelEntry, find_model
+from geosam_stac.events import Event
+from geosam_stac.session import Session
+from geosam_stac.types import EncoderSpec, TensorSpec
+
+INPUT_PX = 64
+ENTRY = dataclasses.replace(
+    find_model("sam2.1-hiera-tiny"),
+    input_px=INPUT_PX,
+    outputs=(
+        TensorSpec(name="image_embed", shape=(3, 4, 4), stride_px=16),
+        TensorSpec(name="high_res_feats_0", shape=(3, 16, 16), stride_px=4),
+        TensorSpec(name="high_res_feats_1", shape=(3, 8, 8), stride_px=8),
+    ),
+    tflop_per_chip=0.5,
+)
+
+
+class FakeEncoder:
+    """The protocol of `encoders.base.ImageEncoder`. `before(chips)` may raise; it runs first."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        feature_dtype: str = "float16",
+        before: Callable[[int], None] = lambda chips: None,
+    ) -> None:
+        self.device, self.precision, self.feature_dtype = device, precision, feature_dtype
+        self.before = before
+        self.batches: list[int] = []
+        self.freed = 0
+        self.threads: set[str] = set()
+        entry = weights.entry
+        self.spec = EncoderSpec(
+            name=entry.name,
+            family=entry.family,
+            weights_sha256=weights.sha256 or hashlib.sha256(weights.label.encode()).hexdigest(),
+            weights=weights.label,
+            checkpoint_name=entry.checkpoint_name,
+            input_px=entry.input_px,
+            mean=entry.mean,
+            std=entry.std,
+            outputs=entry.outputs,
+        )
+
+    def encode(self, pixels: np.ndarray, content_px: tuple[int, int]) -> dict[str, torch.Tensor]:
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[1:] == (3, INPUT_PX, INPUT_PX)
+        self.threads.add(threading.current_thread().name)
+        self.before(len(pixels))
+        self.batches.append(len(pixels))
+        images = torch.from_numpy(pixels).to(torch.float32)
+        images[:, :, content_px[0] :] = 0
+        images[:, :, :, content_px[1] :] = 0
+        return {
+            output.name: torch.nn.functional.avg_pool2d(images, output.stride_px).to(
+                getattr(torch, self.feature_dtype)
+            )
+            for output in self.spec.outputs
+        }
+
+    def free_cached_memory(self) -> None:
+        self.freed += 1
+
+
+class FakeModel:
+    """What the fixture `fake_model` gives: encoders that were built, and what they shall do."""
+
+    def __init__(self) -> None:
+        self.loaded: list[FakeEncoder] = []
+        self.before: Callable[[int], None] = lambda chips: None
+
+    @property
+    def encoder(self) -> FakeEncoder:
+        return self.loaded[-1]
+
+    def _before(self, chips: int) -> None:
+        self.before(chips)
+
+    def load(self, entry: ModelEntry, weights: Weights, **options: str) -> FakeEncoder:
+        self.loaded.append(FakeEncoder(weights, before=self._before, **options))
+        return self.loaded[-1]
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    """sam2.1-hiera-tiny becomes the fake wherever a Session looks for it."""
+    fake = FakeModel()
+
+    def find(name: str) -> ModelEntry:
+        entry = find_model(name)
+        return ENTRY if entry.name == ENTRY.name else entry
+
+    monkeypatch.setattr("geosam_stac.session.find_model", find)
+    monkeypatch.setattr("geosam_stac.session.load_encoder", fake.load)
+    assert ENTRY not in MODELS
+    return fake
+
+
+def fake_session(tmp_path: Path, events: list[Event] | None = None, **options: object) -> Session:
+    """A session with the fake model (which must be installed) and small chips."""
+    given = {
+        "model": "sam2.1-hiera-tiny",
+        "checkpoint": "untrained",
+        "device": "cpu",
+        "stride": 32,
+        "out": str(tmp_path / "out"),
+    } | options
+    return Session(
+        EncodeConfig.of(given),
+        cache_dir=tmp_path / "cache",
+        sink=(lambda event: None) if events is None else events.append,
+    )

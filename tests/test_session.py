@@ -1,0 +1,185 @@
+"""Session: batches that halve, memory strategies, one load of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pystac
+import pytest
+from odc.geo.geobox import GeoBox
+
+from geosam_stac.errors import (
+    ConfigurationError,
+    DataError,
+    DeviceOutOfMemoryError,
+    TemporaryError,
+    UsageError,
+)
+from geosam_stac.events import BatchHalved, Notice
+from geosam_stac.grid import chip_refs, make_grid
+from geosam_stac.types import Chip
+from tests import rasters
+from tests.fakes import INPUT_PX, fake_session
+
+pytestmark = pytest.mark.usefixtures("fake_model")
+
+
+def chips(count: int) -> list[Chip]:
+    """Chips that differ: chip i is filled with the value i."""
+    geobox = GeoBox((INPUT_PX, INPUT_PX * count), rasters.NORTH_UP, rasters.UTM14)
+    grid = make_grid(geobox, chip_px=INPUT_PX, stride_px=INPUT_PX)
+    return [
+        Chip(
+            ref=ref,
+            pixels=np.full((3, INPUT_PX, INPUT_PX), index, dtype=np.uint8),
+            content_px=(INPUT_PX, INPUT_PX),
+            valid_fraction=1.0,
+        )
+        for index, ref in enumerate(chip_refs(grid))
+    ]
+
+
+def encode(session, count: int) -> list[float]:
+    """Encode so many chips; the value of each, in the order in which features came."""
+    encoded = list(session.encode_batch(chips(count)))
+    assert [features.ref.chip_id for features in encoded] == [f"chip_{i:06d}" for i in range(count)]
+    return [float(features.tensors["image_embed"][0, 0, 0]) for features in encoded]
+
+
+@pytest.fixture
+def fits(fake_model):
+    """The device has room for so many chips."""
+
+    def set_limit(limit: int) -> None:
+        def before(count: int) -> None:
+            if count > limit:
+                raise DeviceOutOfMemoryError("cpu is out of memory", got="8 GiB wanted")
+
+        fake_model.before = before
+
+    return set_limit
+
+
+def test_batches_halve_until_they_fit_and_stay_so(tmp_path, fake_model, fits):
+    fits(2)
+    events = []
+    session = fake_session(tmp_path, events, batch_size=8)
+    assert encode(session, 10) == list(range(10))
+    assert fake_model.encoder.batches == [2, 2, 2, 2, 2]
+    assert session.batch_size == 2
+    assert [e.batch_size for e in events if isinstance(e, BatchHalved)] == [4, 2]
+    # What failed is freed before the smaller batch is tried.
+    assert fake_model.encoder.freed == 2
+
+    assert encode(session, 3) == [0, 1, 2]
+    assert fake_model.encoder.batches[5:] == [2, 1]
+    assert len([e for e in events if isinstance(e, BatchHalved)]) == 2
+
+
+def test_an_odd_batch_halves_downwards(tmp_path, fake_model, fits):
+    fits(1)
+    session = fake_session(tmp_path, batch_size=3)
+    assert encode(session, 4) == [0, 1, 2, 3]
+    assert fake_model.encoder.batches == [1, 1, 1, 1]
+
+
+def test_out_of_memory_at_batch_1_is_temporary_and_names_the_chip(tmp_path, fits):
+    fits(0)
+    session = fake_session(tmp_path, batch_size=4)
+    with pytest.raises(TemporaryError) as raised:
+        encode(session, 3)
+    assert not isinstance(raised.value, DeviceOutOfMemoryError)
+    assert raised.value.exit_code == 75
+    assert raised.value.retryable
+    assert raised.value.chip == "chip_000000"
+    assert "8 GiB wanted" in str(raised.value)
+    assert session.batch_size == 1
+
+
+def test_other_failures_name_their_chips(tmp_path, fake_model):
+    def before(count: int) -> None:
+        raise ConfigurationError("features are not finite")
+
+    fake_model.before = before
+    with pytest.raises(ConfigurationError, match="chip_000000, chip_000001") as raised:
+        encode(fake_session(tmp_path, batch_size=2), 3)
+    assert raised.value.exit_code == 78
+
+
+def test_balanced_frees_memory_every_16_chips(tmp_path, fake_model):
+    session = fake_session(tmp_path, batch_size=4)
+    encode(session, 15)
+    assert fake_model.encoder.freed == 0
+    encode(session, 1)
+    assert fake_model.encoder.freed == 1
+    encode(session, 32)
+    assert fake_model.encoder.freed == 3
+
+
+def test_low_memory_encodes_one_chip_at_a_time_and_frees_after_each(tmp_path, fake_model):
+    session = fake_session(tmp_path, memory_strategy="low")
+    assert encode(session, 3) == [0, 1, 2]
+    assert fake_model.encoder.batches == [1, 1, 1]
+    assert fake_model.encoder.freed == 3
+
+
+def test_closing_frees_memory_and_lets_the_model_go(tmp_path, fake_model):
+    with fake_session(tmp_path) as session:
+        encode(session, 1)
+    assert fake_model.encoder.freed == 1
+    session.close()
+    assert fake_model.encoder.freed == 1
+
+
+def test_a_lost_device_does_not_hide_the_first_error(tmp_path, fake_model, monkeypatch):
+    def lost() -> None:
+        raise TemporaryError("cuda:0 failed or was lost")
+
+    with pytest.raises(DataError, match="first"), fake_session(tmp_path) as session:
+        encode(session, 1)
+        monkeypatch.setattr(fake_model.encoder, "free_cached_memory", lost)
+        raise DataError("the first")
+
+
+@pytest.mark.parametrize(("device", "batch"), [("cpu", 1), ("cuda:0", 8), ("mps", 2)])
+def test_auto_batch_size(tmp_path, monkeypatch, device, batch):
+    monkeypatch.setattr("geosam_stac.encoders.devices.resolve_device", lambda name: device)
+    monkeypatch.setattr("geosam_stac.encoders.devices.resolve_precision", lambda name, on: "fp32")
+    assert fake_session(tmp_path).batch_size == batch
+    assert fake_session(tmp_path, batch_size=5).batch_size == 5
+    assert fake_session(tmp_path, memory_strategy="low").batch_size == 1
+
+
+def test_random_weights_are_said_once_and_loudly(tmp_path, fake_model):
+    events = []
+    session = fake_session(tmp_path, events, checkpoint="untrained:7")
+    encode(session, 1)
+    encode(session, 1)
+    (notice,) = [e for e in events if isinstance(e, Notice)]
+    assert notice.level == "warning"
+    assert "RANDOM weights (untrained:7)" in notice.message
+    assert len(fake_model.loaded) == 1
+
+
+def test_unknown_model_and_device(tmp_path):
+    with pytest.raises(ConfigurationError, match="sam2\\.1-hiera-tiny"):
+        fake_session(tmp_path, model="sam2.1-hiera-teeny")
+    with pytest.raises(ConfigurationError, match="cuda:99"):
+        fake_session(tmp_path, device="cuda:99")
+
+
+def test_sources_of_a_scene(tmp_path):
+    rasters.write_tif(tmp_path / "a.tif", rasters.values((1, 80, 80)))
+    path = rasters.write_item(tmp_path / "item.json", {"data": rasters.asset("a.tif")})
+    session = fake_session(tmp_path)
+    scene = session.scene(str(path))
+    assert scene.geobox.shape == (80, 80)
+    assert session.scene(path).bands == scene.bands  # a Path
+    assert session.scene(path.as_uri()).bands == scene.bands
+    assert session.scene(pystac.Item.from_file(str(path))).bands == scene.bands
+    assert session.scene(scene) is scene
+    document = rasters.document({"data": rasters.asset(tmp_path / "a.tif")})
+    assert session.scene(document).geobox == scene.geobox
+    with pytest.raises(DataError, match="no such file"):
+        session.scene(tmp_path / "missing.json")
+    with pytest.raises(UsageError):
+        fake_session(tmp_path, stride=0)
