@@ -19,16 +19,26 @@ from typing import Any
 import numpy as np
 import odc.stac
 import pystac
+import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from geosam_stac.errors import DataError
-from geosam_stac.grid import crop, slices, tiles
+from geosam_stac.errors import DataError, ForbiddenError
+from geosam_stac.grid import crop, tiles
 from geosam_stac.radiometry import band_valid, widen
 from geosam_stac.raster_errors import read_error
-from geosam_stac.types import Band, Block, BlockRef, Scene, Window
+from geosam_stac.types import (
+    Access,
+    Band,
+    Block,
+    BlockRef,
+    Member,
+    PlainAccess,
+    Scene,
+    Window,
+)
 from geosam_stac.warp import (
     inside_of,
     is_aligned,
@@ -38,9 +48,20 @@ from geosam_stac.warp import (
     warp,
     wkt,
 )
+from geosam_stac.windows import overlap, rectangles, tiles_under, within
 
 # Tiles are the unit in which pixels are read and kept: each is read once.
 TILE_PX = 1024
+
+# For COGs: no listing of the folder, requests that follow each other merged into one.
+GDAL_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+}
+
+# Member of our own on the Item that odc-stac gets: the asset's href without its signature.
+UNSIGNED = "geosam:unsigned"
 
 # Threads that odc-stac reads with: bands and parts of one window side by side.
 READ_THREADS = 4
@@ -60,6 +81,8 @@ class CubeReader:
         nearest, bilinear, cubic or average.
     keep_bytes
         Tiles that `scan` loads are kept for the blocks up to this many bytes.
+    access
+        How the assets are opened: signatures, GDAL options.
 
     Attributes
     ----------
@@ -74,13 +97,19 @@ class CubeReader:
         *,
         resampling: str,
         keep_bytes: int,
+        access: Access | None = None,
     ) -> None:
         self.scene = scene
         self.bytes_read = 0
-        self._resampling = resampling
         self._keep_bytes = keep_bytes
-        self._sources = [_Source(scene, band, resampling) for band in scene.bands]
-        self._dtype = np.result_type(*[source.dtype for source in self._sources])
+        access = access or PlainAccess()
+        members = scene.members or (Member(item_id=scene.id, bands=scene.bands),)
+        self._members = [_MemberReader(scene, member, resampling, access) for member in members]
+        computed = scene.expression is not None or scene.scaled
+        self.dtype = np.result_type(
+            *[np.float32] if computed else [member.dtype for member in self._members]
+        )
+        self.band_count = 1 if scene.expression is not None else len(scene.bands)
         self._tiles: dict[Window, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
         self._uses: dict[Window, int] = {}
         for block in blocks:
@@ -91,7 +120,7 @@ class CubeReader:
     def fits(self) -> bool:
         """Whether the scene's pixels can all be kept, so that a scan costs no second read."""
         height, width = self.scene.geobox.shape
-        per_pixel = len(self._sources) * (self._dtype.itemsize + 1)
+        per_pixel = self.band_count * (self.dtype.itemsize + 1)
         return bool(height * width * per_pixel <= self._keep_bytes)
 
     @property
@@ -102,14 +131,10 @@ class CubeReader:
     def scan(self) -> Iterable[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
         """Every pixel of the scene once, in windows: (window, (B, H, W) data, (B, H, W) valid)."""
         for tile in tiles(self.scene.geobox, TILE_PX):
-            data, inside = self._tiles.get(tile) or self._load(tile)
+            data, valid = self._tiles.get(tile) or self._load(tile)
             if self.fits and tile in self._uses:
-                self._tiles[tile] = (data, inside)
-            yield tile, data, self.valid_bands(data) & inside
-
-    def valid_bands(self, data: NDArray[Any]) -> NDArray[np.bool_]:
-        """(B, H, W) bool, True where a value is data, by the bands' nodata."""
-        return band_valid(data, [band.nodata for band in self.scene.bands])
+                self._tiles[tile] = (data, valid)
+            yield tile, data, valid
 
     def read(self, ref: BlockRef) -> Block:
         """Load one block: (3, H, W) source values and (H, W) validity on the scene's grid.
@@ -117,61 +142,107 @@ class CubeReader:
         Raises DataError or TemporaryError that names the asset when a read fails.
         """
         needed = self._tiles_of(ref.window)
-        for region in _rectangles([tile for tile in needed if tile not in self._tiles]):
-            data, inside = self._load(region)
+        for region in rectangles([tile for tile in needed if tile not in self._tiles]):
+            data, valid = self._load(region)
             for tile in self._tiles_of(region):
-                part = _within(tile, region)
-                self._tiles[tile] = (data[:, *part], inside[:, *part])
+                part = within(tile, region)
+                self._tiles[tile] = (data[:, *part], valid[:, *part])
         shape = (ref.window.height, ref.window.width)
-        data = np.empty((len(self._sources), *shape), dtype=self._dtype)
-        inside = np.empty(data.shape, dtype=bool)
+        data = np.empty((self.band_count, *shape), dtype=self.dtype)
+        valid = np.empty(data.shape, dtype=bool)
         for tile in needed:
-            tile_data, tile_inside = self._tiles[tile]
-            into, out = _overlap(ref.window, tile)
+            tile_data, tile_valid = self._tiles[tile]
+            into, out = overlap(ref.window, tile)
             data[:, *into] = tile_data[:, *out]
-            inside[:, *into] = tile_inside[:, *out]
+            valid[:, *into] = tile_valid[:, *out]
             self._uses[tile] -= 1
             if not self._uses[tile]:
                 del self._tiles[tile]
-        valid: NDArray[np.bool_] = np.any(inside & self.valid_bands(data), axis=0)
-        return Block(ref=ref, data=widen(data), valid=valid)
+        anywhere: NDArray[np.bool_] = np.any(valid, axis=0)
+        return Block(ref=ref, data=widen(data), band_valid=widen(valid), valid=anywhere)
 
     def _tiles_of(self, window: Window) -> list[Window]:
         height, width = self.scene.geobox.shape
-        return [
-            Window(
-                row_off=row,
-                col_off=col,
-                height=min(TILE_PX, height - row),
-                width=min(TILE_PX, width - col),
-            )
-            for row in _steps(window.row_off, window.height)
-            for col in _steps(window.col_off, window.width)
-        ]
+        return tiles_under(window, (height, width), TILE_PX)
 
     def _load(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values and validity of one window: members laid over each other, then derived."""
         geobox = crop(self.scene.geobox, window)
-        data = np.empty((len(self._sources), *geobox.shape), dtype=self._dtype)
-        inside = np.empty(data.shape, dtype=bool)
-        for group in _by_grid(self._sources):
-            part, part_inside, size = group[0].read(geobox, group)
-            members = [self._sources.index(source) for source in group]
-            data[members] = part
-            inside[members] = part_inside
+        data = np.zeros((len(self.scene.bands), *geobox.shape), dtype=self.dtype)
+        valid = np.zeros(data.shape, dtype=bool)
+        for member in self._members:
+            # Whole pixels: bands of two Items are never mixed in one.
+            free = ~valid.any(axis=0)
+            if not free.any():
+                break
+            values, member_valid, size = member.read(geobox)
             self.bytes_read += size
-        return data, inside
+            np.copyto(data, values, where=free, casting="unsafe")
+            np.copyto(valid, member_valid, where=free)
+        if self.scene.expression is None:
+            return data, valid
+        bands = {
+            name: np.where(valid[index], data[index], np.float32(np.nan))
+            for index, name in enumerate(band.name for band in self.scene.bands)
+        }
+        derived = self.scene.expression.evaluate(bands)[np.newaxis]
+        return derived, np.isfinite(derived)
+
+
+class _MemberReader:
+    """One Item's bands on the scene's grid: nodata, masks and scaling dealt with."""
+
+    def __init__(self, scene: Scene, member: Member, resampling: str, access: Access) -> None:
+        self.scene = scene
+        self.member = member
+        self._bands = [_Source(scene, band, resampling, access) for band in member.bands]
+        # Classes and bit fields have no values in between.
+        self._masks = [_Source(scene, band, "nearest", access) for band in member.masks]
+        self.dtype = np.result_type(*[source.dtype for source in self._bands])
+
+    def read(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
+        """(B, H, W) values, (B, H, W) validity, and the bytes of source pixels read."""
+        data = np.empty((len(self._bands), *geobox.shape), dtype=self.dtype)
+        valid, size = _read_sources(self._bands, geobox, data)
+        valid &= band_valid(data, [source.band.nodata for source in self._bands])
+        if self._masks:
+            masks = np.zeros((len(self._masks), *geobox.shape), dtype=np.int64)
+            inside, mask_size = _read_sources(self._masks, geobox, masks)
+            size += mask_size
+            for mask, values, known in zip(self.scene.masks, masks, inside, strict=True):
+                valid &= ~(mask.hits(values) & known)
+        if not self.scene.scaled:
+            return data, valid, size
+        scaled = np.empty(data.shape, dtype=np.float32)
+        for index, source in enumerate(self._bands):
+            scaled[index] = data[index] * source.band.scale + source.band.offset
+        return scaled, valid, size
+
+
+def _read_sources(
+    sources: list[_Source], geobox: GeoBox, out: NDArray[Any]
+) -> tuple[NDArray[np.bool_], int]:
+    """Read into `out` (n, H, W); returns (n, H, W) inside, and the bytes of source pixels."""
+    inside = np.empty(out.shape, dtype=bool)
+    total = 0
+    for group in _by_grid(sources):
+        members = [sources.index(source) for source in group]
+        out[members], inside[members], size = group[0].read(geobox, group)
+        total += size
+    return inside, total
 
 
 class _Source:
     """One band's way onto the scene's grid: the level to read, and whether it must be warped."""
 
-    def __init__(self, scene: Scene, band: Band, resampling: str) -> None:
+    def __init__(self, scene: Scene, band: Band, resampling: str, access: Access) -> None:
         if band.geobox is None or band.dtype is None:
             raise DataError("the band's header is not known", item=scene.id, href=band.href)
         self.scene = scene
         self.band = band
         self.dtype = np.dtype(band.dtype)
         self.resampling = resampling
+        self.access = access
         whole = compute_reproject_roi(band.geobox, scene.geobox)
         # The scale is taken of the whole scene: taken of each window, windows would disagree.
         level = 2 ** int(math.log2(max(1, whole.read_shrink)))
@@ -211,10 +282,28 @@ class _Source:
 def _load_native(
     scene: Scene, sources: list[_Source], geobox: GeoBox, resampling: str
 ) -> NDArray[Any]:
-    """(n, H, W) pixels of bands that share a grid, on that grid: no warp takes place."""
+    """(n, H, W) pixels of bands that share a grid, on that grid: no warp takes place.
+
+    A read that is forbidden is tried once more with a new signature, where one can be had.
+    """
+    try:
+        return _load_once(scene, sources, geobox, resampling)
+    except ForbiddenError:
+        # All are asked, not only the first: several containers may have expired.
+        renewed = [source.access.renew(source.band.source_href) for source in sources]
+        if not any(renewed):
+            raise
+        return _load_once(scene, sources, geobox, resampling)
+
+
+def _load_once(
+    scene: Scene, sources: list[_Source], geobox: GeoBox, resampling: str
+) -> NDArray[Any]:
     item, names = _load_item(scene, sources)
-    hrefs = {source.band.source_href: source.band.href for source in sources}
-    with _failed_reads() as failed:
+    hrefs = {asset.href: asset.extra_fields[UNSIGNED] for asset in item.assets.values()}
+    access = sources[0].access
+    options = access.options(sources[0].band.source_href)
+    with _failed_reads() as failed, rasterio.Env(**GDAL_SETTINGS, **options):
         try:
             cube = odc.stac.load(
                 [item],
@@ -281,7 +370,7 @@ def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[
             item.add_asset(
                 key,
                 pystac.Asset(
-                    band.source_href,
+                    source.access.sign(band.source_href),
                     media_type="image/tiff; application=geotiff",
                     roles=["data"],
                     extra_fields={
@@ -289,6 +378,7 @@ def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[
                         "proj:shape": list(grid.shape),
                         "proj:transform": list(grid.affine)[:6],
                         "raster:bands": _raster_bands(same_file),
+                        UNSIGNED: band.href,
                     },
                 ),
             )
@@ -313,10 +403,11 @@ def _raster_bands(bands: list[Band]) -> list[dict[str, Any]]:
 
 
 def _by_grid(sources: list[_Source]) -> list[list[_Source]]:
-    """Sources that can be loaded together: one grid, one dtype."""
+    """Sources that can be loaded together: one grid, one dtype, opened in one way."""
     groups: dict[tuple[Any, ...], list[_Source]] = {}
     for source in sources:
-        groups.setdefault((source.grid, source.dtype), []).append(source)
+        options = tuple(sorted(source.access.options(source.band.source_href).items()))
+        groups.setdefault((source.grid, source.dtype, options), []).append(source)
     return list(groups.values())
 
 
@@ -328,62 +419,3 @@ def _by_nodata(sources: list[_Source]) -> list[tuple[float | None, list[int]]]:
             nodata = math.nan
         groups.setdefault(repr(nodata), (nodata, []))[1].append(index)
     return list(groups.values())
-
-
-def _steps(offset: int, size: int) -> range:
-    return range(offset // TILE_PX * TILE_PX, offset + size, TILE_PX)
-
-
-def _within(inner: Window, outer: Window) -> tuple[slice, slice]:
-    rows, cols = slices(inner)
-    return (
-        slice(rows.start - outer.row_off, rows.stop - outer.row_off),
-        slice(cols.start - outer.col_off, cols.stop - outer.col_off),
-    )
-
-
-def _overlap(target: Window, tile: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a tile and a target window meet: slices into the target, slices into the tile."""
-    top = max(target.row_off, tile.row_off)
-    left = max(target.col_off, tile.col_off)
-    bottom = min(target.row_off + target.height, tile.row_off + tile.height)
-    right = min(target.col_off + target.width, tile.col_off + tile.width)
-    common = Window(row_off=top, col_off=left, height=bottom - top, width=right - left)
-    return _within(common, target), _within(common, tile)
-
-
-def _rectangles(missing: list[Window]) -> list[Window]:
-    """Join tiles into few rectangles: runs along a row, then equal runs of neighbouring rows."""
-    runs: list[Window] = []
-    for tile in sorted(missing, key=lambda window: (window.row_off, window.col_off)):
-        last = runs[-1] if runs else None
-        if last and last.row_off == tile.row_off and last.col_off + last.width == tile.col_off:
-            runs[-1] = Window(
-                row_off=last.row_off,
-                col_off=last.col_off,
-                height=last.height,
-                width=last.width + tile.width,
-            )
-        else:
-            runs.append(tile)
-    regions: list[Window] = []
-    for run in runs:
-        above = next(
-            (
-                region
-                for region in regions
-                if (region.col_off, region.width) == (run.col_off, run.width)
-                and region.row_off + region.height == run.row_off
-            ),
-            None,
-        )
-        if above is None:
-            regions.append(run)
-        else:
-            regions[regions.index(above)] = Window(
-                row_off=above.row_off,
-                col_off=above.col_off,
-                height=above.height + run.height,
-                width=above.width,
-            )
-    return regions

@@ -100,6 +100,10 @@ class DataError(GeosamStacError):
     exit_code = 65
 
 
+class ForbiddenError(DataError):
+    """The store refuses to hand the asset out: a new signature may help, another try does not."""
+
+
 class StorageError(GeosamStacError):
     """The output is full or cannot be written (exit 74)."""
 

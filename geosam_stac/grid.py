@@ -11,6 +11,7 @@ from odc.geo.geobox import GeoBox
 
 from geosam_stac.errors import UsageError
 from geosam_stac.types import BlockRef, ChipGrid, ChipRef, Window
+from geosam_stac.windows import slices, union
 
 # Chips a side of a read block: 4 x 4 chips of 1024 px at stride 512 are 2560 px square, which
 # is 40 MB of uint16 in three bands, and covers a COG's 512 or 1024 px tiles with little waste.
@@ -105,29 +106,9 @@ def _split_columns(grid: ChipGrid, band: list[ChipRef], chips_a_side: int) -> It
         yield BlockRef(window=window, geobox=crop(grid.geobox, window), chips=tuple(chips))
 
 
-def union(windows: list[Window]) -> Window:
-    """The smallest window that holds all of these."""
-    row_off = min(window.row_off for window in windows)
-    col_off = min(window.col_off for window in windows)
-    return Window(
-        row_off=row_off,
-        col_off=col_off,
-        height=max(window.row_off + window.height for window in windows) - row_off,
-        width=max(window.col_off + window.width for window in windows) - col_off,
-    )
-
-
 def crop(geobox: GeoBox, window: Window) -> GeoBox:
     """The part of a geobox that a window of it covers."""
     return geobox[slices(window)]
-
-
-def slices(window: Window) -> tuple[slice, slice]:
-    """A window as numpy slices (rows, columns)."""
-    return (
-        slice(window.row_off, window.row_off + window.height),
-        slice(window.col_off, window.col_off + window.width),
-    )
 
 
 def tiles(geobox: GeoBox, tile_px: int) -> Iterator[Window]:

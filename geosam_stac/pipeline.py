@@ -25,7 +25,7 @@ from geosam_stac.features import to_pt
 from geosam_stac.grid import blocks
 from geosam_stac.layout import Layout, item_id, layer_name
 from geosam_stac.planning import chip_grid, chips_outside
-from geosam_stac.radiometry import RangeEstimator, make_chip, to_rgb8, widen
+from geosam_stac.radiometry import RangeEstimator, make_chip, to_rgb8
 from geosam_stac.session import Session
 from geosam_stac.storage import Store
 from geosam_stac.thumbnail import Thumbnail
@@ -205,7 +205,7 @@ class _SceneRun:
         wanted = self.config.values
         if wanted.kind == "fixed":
             return wanted.lo, wanted.hi
-        if wanted.kind == "auto" and all(band.dtype == "uint8" for band in self.scene.bands):
+        if wanted.kind == "auto" and self.reader.dtype == "uint8":
             return None
         if not self.reader.fits:
             self.session.sink(
@@ -215,7 +215,7 @@ class _SceneRun:
                 )
             )
         estimator = RangeEstimator(
-            wanted, shape=self.thumbnail.scene_shape, bands=len(self.scene.bands)
+            wanted, shape=self.thumbnail.scene_shape, bands=self.reader.band_count
         )
         total = self.reader.tile_count
         with _timed(self.seconds, "read"):
@@ -261,8 +261,7 @@ class _SceneRun:
         for ref in self.blocks:
             with _timed(self.seconds, "read"):
                 block = self.reader.read(ref)
-                valid = widen(self.reader.valid_bands(block.data[: len(self.scene.bands)]))
-                rgb8 = to_rgb8(block.data, valid & block.valid, limits)
+                rgb8 = to_rgb8(block.data, block.band_valid, limits)
                 self.thumbnail.add(rgb8, ref.window)
             for chip_ref in ref.chips:
                 if chip_ref.chip_id in self.outside:

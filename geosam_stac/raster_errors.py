@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import re
 
-from geosam_stac.errors import ConfigurationError, DataError, GeosamStacError, TemporaryError
+from geosam_stac.errors import (
+    ConfigurationError,
+    DataError,
+    ForbiddenError,
+    GeosamStacError,
+    TemporaryError,
+)
 from geosam_stac.hrefs import is_local, unsigned
 
 # Codes are looked for where GDAL writes them: a file name may well hold "403" (20240403).
@@ -39,7 +45,7 @@ def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamSt
         kind, message = ConfigurationError, "there are no credentials to read the asset"
         hint = "Set them in the environment, or AWS_NO_SIGN_REQUEST=YES for a public bucket"
     elif status in (401, 403) or any(words in low for words in _FORBIDDEN):
-        message = "the asset may not be read"
+        kind, message = ForbiddenError, "the asset may not be read"
         hint = "The store asks for credentials or a signature"
     elif status in (404, 410) or any(words in low for words in _GONE):
         message, hint = "the asset is not there", "Check the asset's href in the Item"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,54 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from odc.geo.geobox import GeoBox
     from odc.geo.geom import Geometry
+
+
+class Access(Protocol):
+    """How an asset's href is opened. Safe to use from several threads."""
+
+    def sign(self, href: str) -> str:
+        """The href to open now; it may hold a secret and must not be kept."""
+
+    def options(self, href: str) -> Mapping[str, str]:
+        """GDAL configuration options for this href alone; they may hold secrets."""
+
+    def renew(self, href: str) -> bool:
+        """After a 403: forget this href's signature; True if another one can be had."""
+
+
+class Derivation(Protocol):
+    """A band that is computed: `derive.Expression`."""
+
+    text: str
+
+    def evaluate(self, bands: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Band name -> array with NaN for nodata; the result, likewise."""
+
+
+class MaskRule(Protocol):
+    """Which values of a mask band count as nodata: `derive.Mask`."""
+
+    def hits(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """True = masked out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainAccess:
+    """No signatures: GDAL options only, as for requester pays or anonymous reads."""
+
+    gdal: Mapping[str, str] = field(default_factory=dict)
+
+    def sign(self, href: str) -> str:
+        """As it is."""
+        return href
+
+    def options(self, href: str) -> Mapping[str, str]:
+        """The options given, for every href."""
+        return self.gdal
+
+    def renew(self, href: str) -> bool:
+        """Nothing to renew."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +75,8 @@ class Band:
     `source_href` is the href as the Item gives it, for reading alone: it may hold a signature.
     `dtype` is a numpy name, None while neither Item nor header has told it. `nodata` is a source
     value, NaN for "not a number", None when the source declares none. `geobox` is the band's own
-    grid, None while neither Item nor header has told it.
+    grid, None while neither Item nor header has told it. `scale` and `offset` make a physical
+    value of a stored one (`raster:bands`): stored * scale + offset.
     """
 
     name: str
@@ -39,14 +88,30 @@ class Band:
     nodata: float | None = None
     common_name: str | None = None
     geobox: GeoBox | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One source Item of a scene: its bands, in the scene's order, and its mask bands."""
+
+    item_id: str
+    bands: tuple[Band, ...]
+    masks: tuple[Band, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is encoded into one output Item: source Items, bands in RGB order, output grid.
+    """What is encoded into one output Item: source Items, bands, output grid.
+
+    `bands` are what is read of the first Item: 1 to 3 in RGB order, or what `expression` needs.
+    `members` has the same of every Item, in the order in which they are laid over each other: the
+    first valid pixel stands. `masks` say which pixels of the members' mask bands count as nodata.
+    `scaled`: stored values become physical ones before anything is computed.
 
     `href` is the unsigned self link of the (first) source Item. `items` stay unsigned too.
-    `bands` has 1 to 3 entries; `geobox` is the output grid (the processing extent).
+    `geobox` is the output grid (the processing extent).
     `nodata` is the first band's. `datetime` is in UTC, None when the Item has only a range.
     `area` (in the CRS of `geobox`) narrows the extent: chips that do not touch it are skipped.
     """
@@ -61,6 +126,10 @@ class Scene:
     datetime: datetime | None
     area: Geometry | None = None
     notices: tuple[str, ...] = ()
+    members: tuple[Member, ...] = ()
+    expression: Derivation | None = None
+    masks: tuple[MaskRule, ...] = ()
+    scaled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +175,14 @@ class BlockRef:
 class Block:
     """Pixels of one BlockRef.
 
-    `data`: (3, H, W), source dtype, bands in RGB order (1 or 2 bands are widened to 3).
-    `valid`: (H, W) bool, True = valid (inside the source and not nodata in every band).
+    `data`: (3, H, W), source dtype (float32 of derived values), in RGB order (1 or 2 bands are
+    widened to 3). `band_valid`: (3, H, W) bool, True = valid (inside the source, not nodata, not
+    masked). `valid`: (H, W) bool, True where any band is valid.
     """
 
     ref: BlockRef
     data: NDArray[Any]
+    band_valid: NDArray[np.bool_]
     valid: NDArray[np.bool_]
 
 

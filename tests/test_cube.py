@@ -16,10 +16,11 @@ from geosam_stac import cube
 from geosam_stac.config import EncodeConfig
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import DataError
-from geosam_stac.grid import blocks, crop, make_grid, slices
+from geosam_stac.grid import blocks, crop, make_grid
 from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.types import BlockRef, Scene, Window
 from geosam_stac.warp import kernel_shrink, source_part
+from geosam_stac.windows import slices
 from tests.rasters import NORTH_UP, asset, document, named_bands, values, write_tif
 
 RGB = ("red", "green", "blue")
@@ -105,7 +106,7 @@ def test_validity_is_nodata_in_every_band(tmp_path):
     block = reader.read(ref)
     assert not block.valid[3, 4]
     assert block.valid.sum() == 399
-    assert (~reader.valid_bands(block.data)).sum(axis=(1, 2)).tolist() == [1, 2, 1]
+    assert (~block.band_valid).sum(axis=(1, 2)).tolist() == [1, 2, 1]
 
 
 def test_float_nan_is_nodata(tmp_path):
@@ -322,7 +323,7 @@ def test_nodata_does_not_bleed(tmp_path):
         scene = scene_of(tmp_path, {"image": path}, crs="EPSG:3857")
         reader, (ref,) = reader_of(scene, [whole(scene)], resampling=resampling)
         block = reader.read(ref)
-        valid = reader.valid_bands(block.data)
+        valid = block.band_valid
         assert set(np.unique(block.data[valid])) == {200}, resampling
         assert valid[[0, 2]].sum() > valid[1].sum() * 2
 

@@ -16,6 +16,7 @@ ROOT = Path(geosam_stac.__file__).parent
 BASE = ("errors", "types", "config", "events", "layout", "hrefs", "raster_errors")
 # Lowest first. A name is a module, or a package with all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("windows",),
     (
         "grid",
         "radiometry",

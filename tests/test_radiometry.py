@@ -148,7 +148,8 @@ def _block(shape: tuple[int, int], *, at: tuple[int, int] = (0, 0)) -> Block:
     window = Window(row_off=at[0], col_off=at[1], height=shape[0], width=shape[1])
     ref = BlockRef(window=window, geobox=crop(scene, window), chips=())
     data = values((3, *shape), "uint8", seed=6)
-    return Block(ref=ref, data=data, valid=np.ones(shape, dtype=bool))
+    valid = np.ones(shape, dtype=bool)
+    return Block(ref=ref, data=data, band_valid=np.stack([valid] * 3), valid=valid)
 
 
 def _ref(block: Block, window: Window) -> ChipRef:

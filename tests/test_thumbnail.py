@@ -8,9 +8,10 @@ from odc.geo.geobox import GeoBox
 from PIL import Image
 
 from geosam_stac import thumbnail
-from geosam_stac.grid import blocks, chip_refs, make_grid, slices
+from geosam_stac.grid import blocks, chip_refs, make_grid
 from geosam_stac.thumbnail import Thumbnail
 from geosam_stac.types import Window
+from geosam_stac.windows import slices
 from tests.rasters import values
 
 

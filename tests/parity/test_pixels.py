@@ -15,9 +15,10 @@ from rasterio.windows import Window as RioWindow
 from geosam_stac import cube
 from geosam_stac.config import EncodeConfig
 from geosam_stac.cube import CubeReader
-from geosam_stac.grid import blocks, chip_refs, make_grid, slices
+from geosam_stac.grid import blocks, chip_refs, make_grid
 from geosam_stac.sources import open_scene, parse_item, read_item
 from geosam_stac.types import Scene
+from geosam_stac.windows import slices
 from tests.rasters import asset, document, named_bands, values, write_tif
 
 NAIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "naip"
@@ -33,8 +34,7 @@ def ours(scene: Scene, resampling: str, chip_px: int = 100) -> np.ndarray:
     data = np.zeros((3, *scene.geobox.shape), dtype=scene.bands[0].dtype)
     for ref in refs:
         block = reader.read(ref)
-        valid = reader.valid_bands(block.data) & block.valid
-        data[:, *slices(ref.window)] = np.where(valid, block.data, 0)
+        data[:, *slices(ref.window)] = np.where(block.band_valid, block.data, 0)
     return data
 
 
