@@ -88,6 +88,37 @@ class EncodeConfig:
         panel="What",
         digest=True,
     )
+    expression: str | None = option(
+        None,
+        "One derived band, as (nir - red) / (nir + red); names that are no plain words stand in "
+        "backquotes.",
+        panel="What",
+        digest=True,
+    )
+    index: str | None = option(
+        None, "A spectral index by name, as NDVI (spyndex).", panel="What", digest=True
+    )
+    preset: str | None = option(
+        None, "Bands, value range and mask of a catalog profile; see `catalogs show`.", panel="What"
+    )
+    scaled: bool = option(
+        False,
+        "Apply the Item's scale and offset first, as --index needs for reflectance.",
+        panel="What",
+        digest=True,
+    )
+    mask: str | None = option(
+        None,
+        "Pixels that count as nodata: BAND:VALUES as scl:3,8,9,10, or BAND:bits=BITS.",
+        panel="What",
+        digest=True,
+    )
+    groupby: str = option(
+        "id",
+        "Items that become one mosaic: id (each alone), solar_day, or a property.",
+        panel="What",
+        digest=True,
+    )
     bbox: tuple[float, float, float, float] | None = option(
         None, "Processing extent W,S,E,N. Default: the whole Item.", panel="What", digest=True
     )
@@ -176,6 +207,11 @@ class EncodeConfig:
         ):
             _check_choice(name, getattr(self, name), choices)
         ValueRange.parse(self.value_range)
+        given = [name for name in ("bands", "expression", "index") if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(
+                f"--{given[0]} and --{given[1]} contradict each other", hint="Give one of them"
+            )
         if self.bbox is not None and self.geometry is not None:
             raise UsageError("--bbox and --geometry contradict each other", hint="Give one of them")
         if self.memory_strategy == "low" and self.batch_size not in ("auto", 1):

@@ -30,6 +30,7 @@ from geosam_stac.grid import crop, tiles
 from geosam_stac.radiometry import band_valid, widen
 from geosam_stac.raster_errors import read_error
 from geosam_stac.types import (
+    GDAL_SETTINGS,
     Access,
     Band,
     Block,
@@ -52,13 +53,6 @@ from geosam_stac.windows import overlap, rectangles, tiles_under, within
 
 # Tiles are the unit in which pixels are read and kept: each is read once.
 TILE_PX = 1024
-
-# For COGs: no listing of the folder, requests that follow each other merged into one.
-GDAL_SETTINGS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "CPL_VSIL_CURL_USE_HEAD": "NO",
-}
 
 # Member of our own on the Item that odc-stac gets: the asset's href without its signature.
 UNSIGNED = "geosam:unsigned"

@@ -140,6 +140,7 @@ def build_item(
         "geosam:chip_size": grid.chip_px,
         "geosam:stride": grid.stride_px,
         "geosam:bands": [band.name for band in scene.bands],
+        **_computed(scene, config),
         "geosam:dtype": config.feature_dtype,
         "geosam:precision": precision,
         "geosam:value_range": None if value_range is None else [float(v) for v in value_range],
@@ -193,6 +194,10 @@ def lineage(
 ) -> str:
     """One plain sentence on how the features came about."""
     bands = ", ".join(band.name for band in scene.bands)
+    if scene.expression is not None:
+        bands = f"{scene.expression.text} over {bands}"
+    if scene.scaled:
+        bands += " (scale and offset applied)"
     sources = [source.id for source in scene.items] or [scene.id]
     what = sources[0] if len(sources) == 1 else f"{len(sources)} Items ({', '.join(sources)})"
     crs = scene.geobox.crs
@@ -209,6 +214,18 @@ def lineage(
         f"{bands} of {what} at {resolution(scene.geobox):g} {unit} in {code}, {values}, "
         f"{grid.chip_px} px chips, stride {grid.stride_px}, {spec.name} image encoder{weights}."
     )
+
+
+def _computed(scene: Scene, config: EncodeConfig) -> dict[str, Any]:
+    """What was computed of the bands, and which pixels were left out; only what was asked for."""
+    said = {
+        "geosam:expression": None if scene.expression is None else scene.expression.text,
+        "geosam:index": config.index,
+        "geosam:mask": config.mask,
+        "geosam:scaled": scene.scaled or None,
+        "geosam:groupby": None if config.groupby == "id" else config.groupby,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _untrained(spec: EncoderSpec) -> bool:

@@ -65,6 +65,8 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     KeyboardInterrupt
         As it came; the threads have ended, or end with the request that they are in. No Item.
     """
+    if scene.items:
+        config = session.in_force(scene.items[0], config)
     if config.out is None:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
     grid = chip_grid(scene, config, session.entry)
@@ -144,7 +146,11 @@ class _SceneRun:
         self.blocks = [block for block in every if not self._is_outside(block)]
         self.chips = tuple(ref for block in every for ref in block.chips)
         self.reader = CubeReader(
-            scene, self.blocks, resampling=config.resampling, keep_bytes=SCAN_KEEP_BYTES
+            scene,
+            self.blocks,
+            resampling=config.resampling,
+            keep_bytes=SCAN_KEEP_BYTES,
+            access=session.access(scene.items[0]) if scene.items else None,
         )
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
         self.rows: list[ManifestRow] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,17 +21,26 @@ from geosam_stac.encoders import load_encoder
 from geosam_stac.encoders.base import ImageEncoder
 from geosam_stac.encoders.checkpoints import Weights, resolve
 from geosam_stac.encoders.registry import ModelEntry, find_model
-from geosam_stac.errors import DeviceOutOfMemoryError, GeosamStacError, TemporaryError
+from geosam_stac.errors import (
+    ConfigurationError,
+    DeviceOutOfMemoryError,
+    GeosamStacError,
+    TemporaryError,
+)
 from geosam_stac.events import BatchHalved, Notice, Sink, ignore
 from geosam_stac.planning import Plan, make_plan
 from geosam_stac.sources import open_scene, parse_item, read_item
+from geosam_stac.sources.groups import Group
+from geosam_stac.sources.profiles import Profile, find_preset, profile_of
 from geosam_stac.storage import read_text
-from geosam_stac.types import Chip, Features, Scene
+from geosam_stac.types import Access, Chip, Features, PlainAccess, Scene
 
 FREE_EVERY_CHIPS = 16
 AUTO_BATCH = {"cuda": 8, "mps": 2, "cpu": 1}
 
-Source = str | os.PathLike[str] | Mapping[str, Any] | pystac.Item | Scene
+DEFAULTS = EncodeConfig()
+
+Source = str | os.PathLike[str] | Mapping[str, Any] | pystac.Item | Group | Scene
 
 
 class Session:
@@ -45,6 +54,10 @@ class Session:
         Where checkpoints are kept.
     sink
         Who hears of the progress.
+    profile
+        The catalog that the Items are of, for `--preset`; default: told by each Item.
+    access
+        How an Item's assets are opened; default: as they are.
 
     Raises
     ------
@@ -52,10 +65,20 @@ class Session:
         Unknown model, a device that is not there, a checkpoint that does not fit.
     """
 
-    def __init__(self, config: EncodeConfig, *, cache_dir: Path, sink: Sink = ignore) -> None:
+    def __init__(
+        self,
+        config: EncodeConfig,
+        *,
+        cache_dir: Path,
+        sink: Sink = ignore,
+        profile: Profile | None = None,
+        access: Callable[[pystac.Item], Access] | None = None,
+    ) -> None:
         from geosam_stac.encoders.devices import resolve_device, resolve_precision
 
         self.config = config
+        self.profile = profile
+        self.access = access or _plain
         self.sink = sink
         self.cache_dir = cache_dir
         self.config_sources: Mapping[str, str] = {}
@@ -123,22 +146,57 @@ class Session:
         return self._encoder
 
     def scene(self, source: Source, *, read_headers: bool = True) -> Scene:
-        """Make a scene of an Item's href (or `-`), JSON document, pystac Item, or Scene."""
+        """Make a scene of an Item's href (or `-`), JSON document, pystac Item, Group or Scene."""
         if isinstance(source, Scene):
             return source
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
         if isinstance(source, str):
             source = read_item(source, read_text=read_text)
-        elif not isinstance(source, pystac.Item):
+        elif not isinstance(source, pystac.Item | Group):
             source = parse_item(source, href=None)
-        return open_scene(source, self.config, read_headers=read_headers)
+        first = source.items[0] if isinstance(source, Group) else source
+        return open_scene(
+            source,
+            self.in_force(first),
+            read_headers=read_headers,
+            access=self.access(first),
+        )
+
+    def in_force(self, item: pystac.Item, config: EncodeConfig | None = None) -> EncodeConfig:
+        """The config for an Item: `--preset` filled in where the user has said nothing else.
+
+        Raises ConfigurationError when there is no such preset, or no profile to look it up in.
+        """
+        config = config or self.config
+        if config.preset is None:
+            return config
+        profile, collection = self.profile, item.collection_id
+        if profile is None and (found := profile_of(item)) is not None:
+            profile = found[0]
+        if profile is None or collection is None:
+            raise ConfigurationError(
+                "--preset: no catalog profile knows this Item",
+                item=item.id,
+                hint="Give --catalog NAME (see `geosam-stac catalogs list`), or --bands",
+            )
+        preset = find_preset(config.preset, profile=profile, collection=collection)
+        said = preset.for_item(item).options()
+        if config.bands or config.expression or config.index:
+            said = {key: said[key] for key in ("value_range", "mask") if key in said}
+        unsaid = {
+            name: value
+            for name, value in said.items()
+            if getattr(config, name) == getattr(DEFAULTS, name)
+        }
+        return config.replace({**unsaid, "preset": None})
 
     def plan(self, source: Source, *, device_tflops: float | None = None) -> Plan:
         """What encoding would take; reads no pixels, and no network but for the Item itself."""
+        scene = self.scene(source, read_headers=False)
         return make_plan(
-            self.scene(source, read_headers=False),
-            self.config,
+            scene,
+            self.in_force(scene.items[0]) if scene.items else self.config,
             self.entry,
             device=self.device,
             precision=self.precision,
@@ -182,3 +240,7 @@ class Session:
         if self._since_freed >= every:
             self.encoder.free_cached_memory()
             self._since_freed = 0
+
+
+def _plain(item: pystac.Item) -> Access:
+    return PlainAccess()

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from odc.geo.geom import Geometry
 
 
+# For COGs: no listing of the folder, requests that follow each other merged into one.
+GDAL_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+}
+
+
 class Access(Protocol):
     """How an asset's href is opened. Safe to use from several threads."""
 
@@ -34,7 +42,9 @@ class Access(Protocol):
 class Derivation(Protocol):
     """A band that is computed: `derive.Expression`."""
 
-    text: str
+    @property
+    def text(self) -> str:
+        """As the user gave it."""
 
     def evaluate(self, bands: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Band name -> array with NaN for nodata; the result, likewise."""

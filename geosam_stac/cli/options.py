@@ -37,6 +37,11 @@ NO_METAVAR = " "
 # What help shows in place of a type; options without an entry show their type.
 METAVARS = {
     "bands": "NAME,...",
+    "expression": "TEXT",
+    "index": "NAME",
+    "preset": "NAME",
+    "mask": "MASK",
+    "groupby": "KEY",
     "bbox": "W,S,E,N",
     "bbox_crs": "CRS",
     "geometry": "FILE",

@@ -6,6 +6,7 @@ Names are matched against asset keys, `asset.N`, band names and common names, fr
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ NOT_DATA_ROLES = {"thumbnail", "metadata"}
 # An asset with one of these roles repeats data of other assets: it is matched by its key, and by
 # its bands' names only where no data asset has them.
 DERIVED_ROLES = {"visual", "overview"}
+# Fields that an asset may say once for all its bands (STAC 1.1).
+SHARED_FIELDS = ("data_type", "nodata", "raster:scale", "raster:offset")
 DEFAULT_NAMES = ("red", "green", "blue")
 # rio-stac calls bands b1, b2 ... and puts the file's colours into their descriptions.
 COMMON_NAMES = {
@@ -92,6 +95,32 @@ def select_bands(
             hint=f"There are: {describe(bands)}",
         )
     return tuple(chosen)
+
+
+def named_bands(
+    item: pystac.Item, names: Iterable[str], *, counts: Mapping[str, int] | None = None
+) -> tuple[Band, ...]:
+    """One band for each name, any number of them; a band's `name` becomes the one asked for.
+
+    Raises
+    ------
+    DataError
+        A name that is not there.
+    UsageError
+        A name that means several bands.
+    """
+    bands = list_bands(item, counts=counts)
+    found = []
+    for name in names:
+        matches = _find(item, bands, name)
+        if len(matches) > 1:
+            raise UsageError(
+                f"{name!r} means {len(matches)} bands where one is needed",
+                item=item.id,
+                hint=f"Write one of {', '.join(f'{b.asset}.{b.index}' for b in matches)}",
+            )
+        found.append(dataclasses.replace(matches[0], name=name))
+    return tuple(found)
 
 
 def describe(bands: Iterable[Band]) -> str:
@@ -211,9 +240,7 @@ def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset, silent_count:
     bands = []
     for index in range(count):
         # Later ones win: the asset's own fields stand for all its bands (STAC 1.1).
-        facts: dict[str, Any] = {
-            name: fields[name] for name in ("data_type", "nodata") if name in fields
-        }
+        facts: dict[str, Any] = {name: fields[name] for name in SHARED_FIELDS if name in fields}
         for source in (raster, eo, common):
             if index < len(source):
                 facts |= source[index]
@@ -232,9 +259,19 @@ def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset, silent_count:
                 nodata=_nodata(facts.get("nodata"), item.id, key),
                 common_name=str(common_name) if common_name else None,
                 geobox=geobox,
+                scale=_factor(facts, "scale", 1.0, item.id, key),
+                offset=_factor(facts, "offset", 0.0, item.id, key),
             )
         )
     return bands
+
+
+def _factor(facts: Mapping[str, Any], name: str, default: float, item_id: str, key: str) -> float:
+    """`raster:scale` or `raster:offset` (raster v2, STAC 1.1), else `scale` or `offset` (v1)."""
+    value = facts.get(f"raster:{name}", facts.get(name, default))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"$.assets.{key}: {name} is no number", item=item_id, got=repr(value))
+    return float(value)
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:

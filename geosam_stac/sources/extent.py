@@ -237,10 +237,10 @@ def _other_grid(
 
     Edges lie on multiples of the resolution, so that neighbouring scenes share a grid.
     """
-    area = _project(wanted, crs)
+    area = project(wanted, crs)
     if not _is_finite(area) or (crs.epsg == 3857 and _beyond_mercator(wanted)):
         # The poles lie at infinity in Mercator: as far as the CRS goes.
-        area = _project(_project(wanted, WGS84) & crs.valid_region, crs)
+        area = project(project(wanted, WGS84) & crs.valid_region, crs)
     if region is not None and region.crs == crs:
         area = area & region  # rounded less than there and back again
     if not _is_finite(area) or area.area == 0:
@@ -267,7 +267,8 @@ def _same_resolution(base: GeoBox, resolution: float) -> bool:
     return all(abs(resolution / size - 1) * max(base.shape) < 0.01 for size in sizes)
 
 
-def _project(geometry: Geometry, crs: CRS) -> Geometry:
+def project(geometry: Geometry, crs: CRS) -> Geometry:
+    """A geometry in another CRS, its edges densified first."""
     if geometry.crs == crs or geometry.is_empty:
         return geometry
     bounds = geometry.boundingbox
@@ -276,7 +277,7 @@ def _project(geometry: Geometry, crs: CRS) -> Geometry:
 
 
 def _beyond_mercator(extent: Geometry) -> bool:
-    bounds = _project(extent, WGS84).boundingbox
+    bounds = project(extent, WGS84).boundingbox
     return bool(max(-bounds.bottom, bounds.top) > MERCATOR_LATITUDE)
 
 
@@ -288,10 +289,10 @@ def _meet(region: Geometry, base: GeoBox) -> Geometry:
     """Where a region and a grid meet, in the grid's CRS."""
     crs = _crs(base)
     if _returns(region, crs):
-        met = _near(_project(region, crs), base)
+        met = _near(project(region, crs), base)
     else:
         # As a continent in the CRS of one UTM zone: it has no shape there, but the grid has here.
-        met = _project(_project(base.extent, _crs(region)) & region, crs)
+        met = project(project(base.extent, _crs(region)) & region, crs)
     result: Geometry = met & base.extent
     return result
 
@@ -344,5 +345,5 @@ def _window_of(geobox: GeoBox, bounds: BoundingBox) -> Window:
 
 
 def _wgs84_bounds(extent: Geometry) -> str:
-    bounds = _project(extent, WGS84).boundingbox
+    bounds = project(extent, WGS84).boundingbox
     return ",".join(f"{value:.6g}" for value in bounds.bbox)

@@ -15,9 +15,10 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
-from geosam_stac.errors import DataError, GeosamStacError
+from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError
 from geosam_stac.hrefs import unsigned
 from geosam_stac.raster_errors import read_error
+from geosam_stac.types import GDAL_SETTINGS, Access, PlainAccess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,12 @@ class Header:
     data_bands: int
 
 
-def read_header(source_href: str, *, item: str | None = None) -> Header:
+def read_header(
+    source_href: str, *, item: str | None = None, access: Access | None = None
+) -> Header:
     """Open a raster and read its header.
+
+    A file that may not be read is tried once more with a new signature, where one can be had.
 
     Raises
     ------
@@ -43,9 +48,22 @@ def read_header(source_href: str, *, item: str | None = None) -> Header:
     TemporaryError
         The store did not answer.
     """
+    access = access or PlainAccess()
+    try:
+        return _read(source_href, item, access)
+    except ForbiddenError:
+        if not access.renew(source_href):
+            raise
+        return _read(source_href, item, access)
+
+
+def _read(source_href: str, item: str | None, access: Access) -> Header:
     href = unsigned(source_href)
     try:
-        with rasterio.open(source_href) as dataset:
+        with (
+            rasterio.Env(**GDAL_SETTINGS, **access.options(source_href)),
+            rasterio.open(access.sign(source_href)) as dataset,
+        ):
             if dataset.crs is None or dataset.transform.is_identity:
                 raise _not_georeferenced(dataset, item, href)
             return Header(

@@ -1,4 +1,4 @@
-"""Item + config -> Scene: the bands that are read and the grid that they are read on.
+"""Items + config -> Scene: the bands that are read and the grid that they are read on.
 
 Reads headers, never pixels.
 """
@@ -6,7 +6,10 @@ Reads headers, never pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -14,64 +17,146 @@ import pystac
 from odc.geo.geobox import GeoBox
 
 from geosam_stac.config import EncodeConfig
+from geosam_stac.derive import Expression, Mask
 from geosam_stac.errors import DataError
-from geosam_stac.sources.bands import select_bands, tells_bands
-from geosam_stac.sources.extent import output_grid
+from geosam_stac.sources.bands import named_bands, select_bands, tells_bands
+from geosam_stac.sources.extent import output_grid, project
+from geosam_stac.sources.groups import Group
 from geosam_stac.sources.headers import Header, read_header
 from geosam_stac.sources.items import self_href
-from geosam_stac.types import Band, Scene
+from geosam_stac.types import Access, Band, Member, PlainAccess, Scene
 
 
-def open_scene(item: pystac.Item, config: EncodeConfig, *, read_headers: bool = True) -> Scene:
-    """Choose bands and grid of one Item.
+def open_scene(
+    source: pystac.Item | Group,
+    config: EncodeConfig,
+    *,
+    read_headers: bool = True,
+    access: Access | None = None,
+) -> Scene:
+    """Choose bands and grid of one Item, or of the Items of one mosaic.
 
     Parameters
     ----------
-    item
-        The source Item, hrefs unsigned or as given.
+    source
+        The source Item or Items, hrefs unsigned or as given.
     config
-        `bands`, `bbox`, `geometry`, `crs` and `resolution` are used.
+        What is read (`bands`, `expression`, `index`, `mask`, `scaled`) and the grid (`bbox`,
+        `geometry`, `crs`, `resolution`).
     read_headers
-        False trusts the Item's metadata and opens a file only where they are not enough to know
+        False trusts the Items' metadata and opens a file only where they are not enough to know
         bands and grid, as a dry run does. True opens every asset and lets the files have the last
         word.
+    access
+        How the files are opened; default: as they are.
 
     Raises
     ------
     DataError
-        Band not there, file missing or not georeferenced, extent outside the Item.
+        Band not there, file missing or not georeferenced, extent outside the Item, a mosaic of
+        several CRSs without --crs.
     UsageError
-        An unknown CRS, more than three bands.
+        An unknown CRS, more than three bands, an expression or mask that is none.
     """
-    headers = _Headers(item.id)
-    bands = _choose(item, config.bands, headers)
-    if read_headers or any(band.geobox is None for band in bands):
-        bands = tuple(headers.complete(band) for band in bands)
-    geobox, area, notices = output_grid(_finest(bands), config, item_id=item.id)
+    group = source if isinstance(source, Group) else Group(id=source.id, items=(source,))
+    recipe = _Recipe.of(config)
+    members = tuple(
+        _member(item, config, recipe, read_headers, access or PlainAccess()) for item in group.items
+    )
+    base = _common_grid([_finest(member.bands) for member in members], config, group.id)
+    geobox, area, notices = output_grid(base, config, item_id=group.id)
+    first = group.items[0]
+    bands = members[0].bands
     return Scene(
-        id=item.id,
-        collection=item.collection_id,
-        href=self_href(item),
-        items=(item,),
+        id=group.id,
+        collection=first.collection_id,
+        href=self_href(first),
+        items=group.items,
         bands=bands,
         geobox=geobox,
         nodata=bands[0].nodata,
-        datetime=_utc(item.datetime),
+        datetime=_utc(first.datetime) if len(group.items) == 1 else None,
         area=area,
         notices=notices,
+        members=members,
+        expression=recipe.expression,
+        masks=recipe.masks,
+        scaled=config.scaled,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """What the config asks to be computed."""
+
+    expression: Expression | None
+    masks: tuple[Mask, ...]
+
+    @classmethod
+    def of(cls, config: EncodeConfig) -> _Recipe:
+        expression = None
+        if config.expression is not None:
+            expression = Expression.parse(config.expression)
+        elif config.index is not None:
+            expression = Expression.index(config.index)
+        masks = () if config.mask is None else (Mask.parse(config.mask),)
+        return cls(expression=expression, masks=masks)
+
+
+def _member(
+    item: pystac.Item,
+    config: EncodeConfig,
+    recipe: _Recipe,
+    read_headers: bool,
+    access: Access,
+) -> Member:
+    headers = _Headers(item.id, access)
+    if recipe.expression is None:
+        bands = _choose(item, config.bands, headers)
+    else:
+        bands = named_bands(item, dict.fromkeys(recipe.expression.bands.values()))
+    masks = named_bands(item, [mask.band for mask in recipe.masks])
+    if read_headers or any(band.geobox is None for band in bands):
+        bands = tuple(headers.complete(band) for band in bands)
+        masks = tuple(headers.complete(band) for band in masks)
+    return Member(item_id=item.id, bands=bands, masks=masks)
+
+
+def _common_grid(grids: list[GeoBox], config: EncodeConfig, scene_id: str) -> GeoBox:
+    """A grid that covers all members: the first one's, continued."""
+    base = grids[0]
+    if len(grids) == 1:
+        return base
+    codes = list(dict.fromkeys(str(grid.crs) for grid in grids))
+    if len(codes) > 1:
+        if config.crs.lower() == "native":
+            raise DataError(
+                "the Items of one mosaic have several CRSs",
+                item=scene_id,
+                got=", ".join(codes),
+                hint="Give --crs EPSG:n or --crs utm, or --groupby id",
+            )
+        whole = config.replace({"bbox": None, "geometry": None})
+        base = output_grid(base, whole, item_id=scene_id)[0]
+    if base.crs is None:
+        raise DataError("the Items' bands have no CRS", item=scene_id)
+    extents = [project(grid.extent, base.crs) for grid in grids]
+    return base.enclosing(functools.reduce(operator.or_, extents).boundingbox)
 
 
 class _Headers:
     """The headers of an Item's files, each read once."""
 
-    def __init__(self, item_id: str) -> None:
+    def __init__(self, item_id: str, access: Access) -> None:
         self._item_id = item_id
+        self._access = access
         self._known: dict[str, Header] = {}
 
     def of(self, source_href: str) -> Header:
         if source_href not in self._known:
-            self._known[source_href] = read_header(source_href, item=self._item_id)
+            self._known[source_href] = read_header(
+                source_href, item=self._item_id, access=self._access
+            )
         return self._known[source_href]
 
     def complete(self, band: Band) -> Band:
