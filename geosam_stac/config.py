@@ -66,7 +66,12 @@ class ValueRange:
         return cls(kind="percentile" if percentile else "fixed", lo=lo, hi=hi)
 
 
-def option(default: Any, help: str, *, panel: str, digest: bool = False) -> Any:
+# An option that enters the digest only when it is given: so one that is added later leaves the
+# digests, and with them the ids, of all that was encoded before as they were.
+IF_GIVEN = "if given"
+
+
+def option(default: Any, help: str, *, panel: str, digest: bool | str = False) -> Any:
     """A field of EncodeConfig: default, help text, help panel, whether it changes the features."""
     return dataclasses.field(
         default=default, metadata={"help": help, "panel": panel, "digest": digest}
@@ -93,10 +98,10 @@ class EncodeConfig:
         "One derived band, as (nir - red) / (nir + red); names that are no plain words stand in "
         "backquotes.",
         panel="What",
-        digest=True,
+        digest=IF_GIVEN,
     )
     index: str | None = option(
-        None, "A spectral index by name, as NDVI (spyndex).", panel="What", digest=True
+        None, "A spectral index by name, as NDVI (spyndex).", panel="What", digest=IF_GIVEN
     )
     preset: str | None = option(
         None, "Bands, value range and mask of a catalog profile; see `catalogs show`.", panel="What"
@@ -105,19 +110,19 @@ class EncodeConfig:
         False,
         "Apply the Item's scale and offset first, as --index needs for reflectance.",
         panel="What",
-        digest=True,
+        digest=IF_GIVEN,
     )
     mask: str | None = option(
         None,
         "Pixels that count as nodata: BAND:VALUES as scl:3,8,9,10, or BAND:bits=BITS.",
         panel="What",
-        digest=True,
+        digest=IF_GIVEN,
     )
     groupby: str = option(
         "id",
         "Items that become one mosaic: id (each alone), solar_day, or a property.",
         panel="What",
-        digest=True,
+        digest=IF_GIVEN,
     )
     bbox: tuple[float, float, float, float] | None = option(
         None, "Processing extent W,S,E,N. Default: the whole Item.", panel="What", digest=True
@@ -295,7 +300,8 @@ class EncodeConfig:
         content = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.metadata["digest"]
+            if field.metadata["digest"] is True
+            or (field.metadata["digest"] == IF_GIVEN and getattr(self, field.name) != field.default)
         }
         values = self.values
         content |= {

@@ -141,6 +141,11 @@ DIGEST_CHANGES = {
     "stride": 100,
     "value_range": "0,1",
     "feature_dtype": "float32",
+    "expression": "nir / red",
+    "index": "NDVI",
+    "scaled": True,
+    "mask": "scl:3",
+    "groupby": "solar_day",
 }
 
 

@@ -91,7 +91,7 @@ def test_without_projection_metadata_the_header_is_read_once(tmp_path, monkeypat
     monkeypatch.setattr(
         scene_module,
         "read_header",
-        lambda href, item: opened.append(href) or original(href, item=item),
+        lambda href, **named: opened.append(href) or original(href, **named),
     )
     scene = open_scene(item, EncodeConfig(), read_headers=False)
     assert scene.geobox == GeoBox((40, 50), NORTH_UP, "EPSG:32614")
