@@ -7,6 +7,7 @@ import pystac
 import pytest
 from odc.geo.geobox import GeoBox
 
+from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import (
     ConfigurationError,
     DataError,
@@ -16,6 +17,7 @@ from geosam_stac.errors import (
 )
 from geosam_stac.events import BatchHalved, Notice
 from geosam_stac.grid import chip_refs, make_grid
+from geosam_stac.session import Session
 from geosam_stac.types import Chip
 from tests import rasters
 from tests.fakes import INPUT_PX, fake_session
@@ -183,3 +185,70 @@ def test_sources_of_a_scene(tmp_path):
         session.scene(tmp_path / "missing.json")
     with pytest.raises(UsageError):
         fake_session(tmp_path, stride=0)
+
+
+# Presets
+
+
+def earth_search_item():
+    return pystac.Item.from_dict(
+        {
+            "type": "Feature",
+            "stac_version": "1.0.0",
+            "id": "S2A_T20HNJ_20240311T140636_L2A",
+            "collection": "sentinel-2-c1-l2a",
+            "geometry": None,
+            "properties": {"datetime": "2024-03-11T14:11:54Z"},
+            "links": [
+                {
+                    "rel": "self",
+                    "href": "https://earth-search.aws.element84.com/v1/collections/"
+                    "sentinel-2-c1-l2a/items/S2A_T20HNJ_20240311T140636_L2A",
+                }
+            ],
+            "assets": {
+                key: {"href": f"https://example.org/{key}.tif", "type": "image/tiff"}
+                for key in ("red", "green", "blue", "nir", "scl")
+            },
+        }
+    )
+
+
+def in_force(tmp_path, **options):
+    session = Session(EncodeConfig(device="cpu", **options), cache_dir=tmp_path)
+    return session.in_force(earth_search_item())
+
+
+def test_a_preset_says_bands_range_and_mask(tmp_path):
+    config = in_force(tmp_path, preset="true-color")
+    assert config.bands == ("red", "green", "blue")
+    assert config.value_range == "1000,4000"
+    assert config.mask == "scl:3,8,9,10"
+    assert config.preset is None
+
+
+def test_what_the_user_says_goes_before_the_preset(tmp_path):
+    config = in_force(tmp_path, preset="true-color", value_range="0,1", bands=("nir",))
+    assert (config.bands, config.value_range) == (("nir",), "0,1")
+    expression = in_force(tmp_path, preset="true-color", expression="nir / red")
+    assert expression.bands is None
+
+
+def test_a_preset_and_its_options_written_out_are_one_digest(tmp_path):
+    def digest(config):
+        return config.digest(model="m", weights_sha256="0", precision="fp32", chip_px=1024)
+
+    written = EncodeConfig(bands=("red", "green", "blue"), value_range="1000,4000").replace(
+        {"mask": "scl:3,8,9,10"}
+    )
+    assert digest(in_force(tmp_path, preset="default")) == digest(written)
+
+
+def test_presets_that_are_not_there(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no preset 'tru-color'.*true-color"):
+        in_force(tmp_path, preset="tru-color")
+    session = Session(EncodeConfig(device="cpu", preset="true-color"), cache_dir=tmp_path)
+    stranger = earth_search_item()
+    stranger.collection_id = "something-else"
+    with pytest.raises(ConfigurationError, match="no catalog profile knows this Item"):
+        session.in_force(stranger)
