@@ -17,7 +17,9 @@ MAX_NAME_LENGTH = 128
 255 bytes that file systems allow for one name."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
-_RESERVED = frozenset({"manifest.parquet", "skipped.parquet", "run.json", "thumbnail.png"})
+_RESERVED = frozenset(
+    {"manifest.parquet", "skipped.parquet", "run.json", "thumbnail.png", "journal"}
+)
 
 
 def sanitize(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
@@ -104,6 +106,11 @@ class Layout:
     def thumbnail(self) -> str:
         """The small picture of the scene."""
         return f"{self.item_id}/thumbnail.png"
+
+    @property
+    def journal(self) -> str:
+        """The folder of the record of finished chips; it goes when the Item is written."""
+        return f"{self.item_id}/journal"
 
     def feature(self, chip_id: str) -> str:
         """The feature file of a chip, relative to the output root."""

@@ -23,6 +23,7 @@ from geosam_stac.errors import GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
 from geosam_stac.features import to_pt
 from geosam_stac.grid import blocks
+from geosam_stac.journal import Done, Journal
 from geosam_stac.layout import Layout, item_id, layer_name
 from geosam_stac.planning import chip_grid, chips_outside
 from geosam_stac.radiometry import RangeEstimator, make_chip, to_rgb8
@@ -153,6 +154,9 @@ class _SceneRun:
             access=session.access(scene.items[0]) if scene.items else None,
         )
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
+        self.journal = Journal(store, layout)
+        self.done: dict[str, Done] = {}
+        self.resumed = 0
         self.rows: list[ManifestRow] = []
         self.skipped: list[SkippedRow] = []
         self.bytes_written = 0
@@ -168,7 +172,13 @@ class _SceneRun:
         if self.config.overwrite:  # not sooner: what fails by now has cost nothing
             self.store.delete(self.layout.item)  # first: it must not name objects that are going
             self.store.delete_tree(self.layout.folder)
-        self._stream(limits)
+        self._find_done()
+        try:
+            self._stream(limits)
+        except BaseException:
+            with contextlib.suppress(GeosamStacError):
+                self.journal.flush()  # for the next run; the first error is the one to raise
+            raise
         self.seconds["total"] = time.monotonic() - started
         item, size = commit(
             Outcome(
@@ -188,6 +198,7 @@ class _SceneRun:
             ),
             self.store,
         )
+        self.journal.drop()
         self.bytes_written += size
         self.seconds["total"] = time.monotonic() - started
         href = self.store.href(self.layout.item)
@@ -195,14 +206,38 @@ class _SceneRun:
         return EncodeResult(
             item=item,
             href=href,
-            chips_encoded=len(self.rows),
-            chips_resumed=0,
+            chips_encoded=len(self.rows) - self.resumed,
+            chips_resumed=self.resumed,
             chips_skipped=len(self.skipped),
             chips_failed=0,
             bytes_read=self.reader.bytes_read,
             bytes_written=self.bytes_written,
             seconds={name: round(value, 3) for name, value in self.seconds.items()},
         )
+
+    # What an earlier run has done
+
+    def _find_done(self) -> None:
+        """Chips that are there, with the size and sha256 that were recorded, are not done again."""
+        recorded = self.journal.recorded()
+        if not recorded:
+            return
+        crew = Crew()
+        todo: Channel[Done] = Channel(len(recorded) + WRITERS, crew.stop)
+
+        def check() -> None:
+            for done in todo:
+                if self.journal.is_there(done):
+                    self.done[done.chip_id] = done
+
+        for done in recorded.values():
+            todo.put(done)
+        todo.close(WRITERS)
+        for _ in range(WRITERS):
+            crew.start(check)
+        crew.join()
+        crew.raise_first()
+        self.session.sink(Notice(message=f"{len(self.done):,} chips are there from an earlier run"))
 
     # The value range
 
@@ -272,11 +307,30 @@ class _SceneRun:
             for chip_ref in ref.chips:
                 if chip_ref.chip_id in self.outside:
                     continue
+                if chip_ref.chip_id in self.done:
+                    self._resume(chip_ref)
+                    continue
                 chip = make_chip(rgb8, block, chip_ref, input_px=self.spec.input_px)
                 if chip.valid_fraction == 0:
                     self._skip(chip_ref, NO_VALID_PIXEL)
                     continue
                 chips.put(chip)
+
+    def _resume(self, ref: ChipRef) -> None:
+        done = self.done[ref.chip_id]
+        with self.lock:
+            self.rows.append(self._row(ref, done))
+            self.resumed += 1
+        self.session.sink(ChipDone(scene_id=self.scene.id, chip_id=ref.chip_id, outcome="resumed"))
+
+    def _row(self, ref: ChipRef, done: Done) -> ManifestRow:
+        return ManifestRow(
+            ref=ref,
+            feature_href=self.layout.feature_href(ref.chip_id),
+            valid_fraction=done.valid_fraction,
+            bytes=done.bytes,
+            sha256=done.sha256,
+        )
 
     def _is_outside(self, block: BlockRef) -> bool:
         return all(ref.chip_id in self.outside for ref in block.chips)
@@ -317,15 +371,15 @@ class _SceneRun:
         except GeosamStacError as error:
             error.at(item=self.scene.id, chip=chip_id)
             raise
-        row = ManifestRow(
-            ref=features.ref,
-            feature_href=self.layout.feature_href(chip_id),
-            valid_fraction=valid_fraction,
+        done = Done(
+            chip_id=chip_id,
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
+            valid_fraction=valid_fraction,
         )
+        self.journal.add(done)
         with self.lock:
-            self.rows.append(row)
+            self.rows.append(self._row(features.ref, done))
             self.bytes_written += len(data)
             self.seconds["write"] += time.monotonic() - started
         self.session.sink(

@@ -83,6 +83,11 @@ class Store:
         with translated("reading", self.href(key)):
             return self._backend.get(key)
 
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all objects below a key, sorted; none being there is no error."""
+        with translated("listing", self.href(prefix)):
+            return sorted(self._backend.keys(prefix))
+
     def exists(self, key: str) -> bool:
         """True when there is an object (not a folder) of this key."""
         return self.size(key) is not None
@@ -165,6 +170,13 @@ class _LocalBackend:
         except FileNotFoundError:  # deleted in between
             return None
 
+    def keys(self, prefix: str) -> list[str]:
+        return [
+            path.relative_to(self.root).as_posix()
+            for path in (self.root / prefix).rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        ]
+
     def delete(self, key: str) -> None:
         (self.root / key).unlink(missing_ok=True)
 
@@ -224,6 +236,14 @@ class _ObjectBackend:
         except FileNotFoundError:
             return None
         return int(info["size"]) if info.get("type") == "file" else None
+
+    def keys(self, prefix: str) -> list[str]:
+        try:
+            found = self.fs.find(self.href(prefix))
+        except FileNotFoundError:
+            return []
+        root = self.fs._strip_protocol(self.root).rstrip("/") + "/"
+        return [str(path).removeprefix(root) for path in found]
 
     def delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "crew",
     ),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),
-    ("planning",),
+    ("planning", "journal"),
     ("session",),
     ("commit",),
     ("pipeline",),

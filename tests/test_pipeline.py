@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -616,3 +617,70 @@ def test_a_small_scene_is_enlarged(tmp_path, run):
     embed = feature(result, "chip_000000")["image_embed"]
     assert embed[0, 0].tolist() == [80, 80, 80, 80]
     assert embed[0, 3].tolist() == [0, 0, 0, 0]  # padded below
+
+
+class TestResume:
+    """A run that broke off is continued: what is there and whole is not encoded again."""
+
+    @pytest.fixture
+    def broken(self, tmp_path, run, item, fake_model):
+        """A run that fails at its eighth of twelve chips."""
+        encoded = []
+
+        def before(chips):
+            encoded.append(chips)
+            if len(encoded) > 7:
+                raise TemporaryError("the device was lost")
+
+        fake_model.before = before
+        with pytest.raises(TemporaryError, match="lost"):
+            run(item)
+        fake_model.before = lambda chips: None
+        return next((tmp_path / "out").iterdir())
+
+    @pytest.fixture
+    def clean(self, run, item, tmp_path):
+        result = run(item, out=str(tmp_path / "clean"))
+        return {path.name: path.read_bytes() for path in Path(result.href).parent.rglob("*.pt")}
+
+    def test_only_what_is_missing_is_encoded_and_the_result_is_the_clean_runs(
+        self, run, item, broken, clean, fake_model
+    ):
+        there = {path.name for path in broken.rglob("*.pt")}
+        assert 1 <= len(there) < 12
+        events = []
+        result = run(item, events)
+        assert (result.chips_encoded, result.chips_resumed) == (12 - len(there), len(there))
+        assert sum(fake_model.encoder.batches) == 12 - len(there)
+        found = {path.name: path.read_bytes() for path in Path(result.href).parent.rglob("*.pt")}
+        assert found == clean
+        assert manifest_of(result).chip_id.tolist() == [f"chip_{n:06d}" for n in range(12)]
+        assert not (broken / "journal").exists()
+        assert any("from an earlier run" in getattr(event, "message", "") for event in events)
+
+    @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted"])
+    def test_an_object_that_is_not_as_recorded_is_encoded_again(
+        self, run, item, broken, clean, damage
+    ):
+        victim = sorted(broken.rglob("*.pt"))[0]
+        data = victim.read_bytes()
+        if damage == "truncated":
+            victim.write_bytes(data[:-1])
+        elif damage == "flipped":
+            victim.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        else:
+            victim.unlink()
+        result = run(item)
+        found = {path.name: path.read_bytes() for path in Path(result.href).parent.rglob("*.pt")}
+        assert found == clean
+
+    def test_objects_that_no_journal_knows_are_encoded_again(self, run, item, broken):
+        for part in (broken / "journal").iterdir():
+            part.write_text("not json\n" + '{"chip_id": "chip_000000"}\n')
+        assert run(item).chips_encoded == 12
+
+    def test_overwrite_starts_anew(self, run, item, broken):
+        assert run(item, overwrite=True).chips_encoded == 12
+
+    def test_another_config_knows_nothing_of_it(self, run, item, broken):
+        assert run(item, stride=64, value_range="0,100").chips_resumed == 0

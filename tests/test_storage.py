@@ -289,3 +289,13 @@ def test_read_helpers(tmp_path):
     path.write_bytes(b"a\xff")
     with pytest.raises(DataError, match="byte 0xff at 1"):
         read_text(str(path))
+
+
+def test_keys_below_a_key(tmp_path):
+    store = Store(str(tmp_path))
+    assert store.keys("t") == []
+    for key in ("t/b", "t/a/1", "t/a/2", "tt"):
+        store.put(key, b"1")
+    (tmp_path / "t" / ".left-over.tmp").write_bytes(b"")
+    assert store.keys("t") == ["t/a/1", "t/a/2", "t/b"]
+    assert store.keys("t/a") == ["t/a/1", "t/a/2"]

@@ -61,6 +61,15 @@ def test_what_another_writer_did_is_seen(store):
     assert not store.exists("t/a")
 
 
+def test_keys_below_a_key(store):
+    assert store.keys("t") == []
+    for key in ("t/b", "t/a/1", "t/a/2", "tt"):
+        store.put(key, b"1")
+    assert store.keys("t") == ["t/a/1", "t/a/2", "t/b"]
+    assert store.keys("t/a") == ["t/a/1", "t/a/2"]
+    store.delete("tt")
+
+
 def test_delete_tree_spares_the_neighbours(store):
     for key in ("t/a/x", "t/a/b/y", "t/ab/z"):
         store.put(key, b"1")
