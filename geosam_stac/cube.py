@@ -25,7 +25,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from geosam_stac.errors import DataError, ForbiddenError
+from geosam_stac.errors import DataError, ForbiddenError, TemporaryError
 from geosam_stac.grid import crop, tiles
 from geosam_stac.radiometry import band_valid, widen
 from geosam_stac.raster_errors import read_error
@@ -282,7 +282,8 @@ def _load_native(
     """
     try:
         return _load_once(scene, sources, geobox, resampling)
-    except ForbiddenError:
+    except (ForbiddenError, TemporaryError):
+        # Of a 403 in mid-read GDAL tells only "got 0 bytes": any failure may be one.
         # All are asked, not only the first: several containers may have expired.
         renewed = [source.access.renew(source.band.source_href) for source in sources]
         if not any(renewed):

@@ -30,6 +30,7 @@ from geosam_stac.errors import (
 from geosam_stac.events import BatchHalved, Notice, Sink, ignore
 from geosam_stac.planning import Plan, make_plan
 from geosam_stac.sources import open_scene, parse_item, read_item
+from geosam_stac.sources.access import with_alternate
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.profiles import Profile, find_preset, profile_of
 from geosam_stac.storage import read_text
@@ -155,13 +156,27 @@ class Session:
             source = read_item(source, read_text=read_text)
         elif not isinstance(source, pystac.Item | Group):
             source = parse_item(source, href=None)
-        first = source.items[0] if isinstance(source, Group) else source
+        if isinstance(source, Group):
+            items = tuple(self._alternate(item) for item in source.items)
+            source = Group(id=source.id, items=items)
+            first = items[0]
+        else:
+            first = source = self._alternate(source)
         return open_scene(
             source,
             self.in_force(first),
             read_headers=read_headers,
             access=self.access(first),
         )
+
+    def _alternate(self, item: pystac.Item) -> pystac.Item:
+        """The Item with the hrefs that the profile the user named reads by."""
+        if self.profile is None:
+            return item
+        collection = self.profile.collections.get(item.collection_id or "")
+        if collection is None or collection.alternate is None:
+            return item
+        return with_alternate(item, collection.alternate)
 
     def in_force(self, item: pystac.Item, config: EncodeConfig | None = None) -> EncodeConfig:
         """The config for an Item: `--preset` filled in where the user has said nothing else.

@@ -174,7 +174,7 @@ def test_bands_without_a_header_are_refused(tmp_path):
     scene = scene_of(tmp_path, {"image": write_tif(tmp_path / "a.tif", values((3, 9, 9)))})
     bare = dataclasses.replace(scene.bands[0], dtype=None)
     with pytest.raises(DataError, match="header is not known"):
-        reader_of(dataclasses.replace(scene, bands=(bare,)), [])
+        reader_of(dataclasses.replace(scene, bands=(bare,), members=()), [])
 
 
 # Tiles

@@ -18,6 +18,7 @@ from geosam_stac.errors import (
 from geosam_stac.events import BatchHalved, Notice
 from geosam_stac.grid import chip_refs, make_grid
 from geosam_stac.session import Session
+from geosam_stac.sources.profiles import load_profile
 from geosam_stac.types import Chip
 from tests import rasters
 from tests.fakes import INPUT_PX, fake_session
@@ -252,3 +253,19 @@ def test_presets_that_are_not_there(tmp_path):
     stranger.collection_id = "something-else"
     with pytest.raises(ConfigurationError, match="no catalog profile knows this Item"):
         session.in_force(stranger)
+
+
+def test_the_profile_that_the_user_named_says_which_hrefs_are_read(tmp_path):
+    item = rasters.document(
+        {"red": rasters.asset(tmp_path / "https.tif")}, collection="landsat-c2l2-sr"
+    )
+    tif = rasters.write_tif(tmp_path / "s3.tif", rasters.values((1, 9, 9)))
+    item["assets"]["red"]["alternate"] = {"s3": {"href": str(tif)}}
+    session = Session(
+        EncodeConfig(device="cpu", bands=("red",)),
+        cache_dir=tmp_path,
+        profile=load_profile("usgs-landsat"),
+    )
+    assert session.scene(item).bands[0].href == str(tif)
+    with pytest.raises(DataError, match=r"https\.tif"):
+        Session(EncodeConfig(device="cpu", bands=("red",)), cache_dir=tmp_path).scene(item)

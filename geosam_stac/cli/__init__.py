@@ -29,7 +29,7 @@ def _show_version(wanted: bool) -> None:
 
 def app() -> typer.Typer:
     """The whole command line."""
-    from geosam_stac.cli import catalogs, encode, models
+    from geosam_stac.cli import catalogs, encode, info, models
 
     root = typer.Typer(
         name="geosam-stac",
@@ -55,6 +55,7 @@ def app() -> typer.Typer:
     ) -> None: ...
 
     root.command("encode", epilog=encode.EPILOG)(encode.encode)
+    root.command("info")(info.info)
     root.add_typer(models.app, name="models")
     root.add_typer(catalogs.app, name="catalogs")
     return root

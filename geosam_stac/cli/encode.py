@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import functools
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import InForce, env_name, flag, takes_config
-from geosam_stac.errors import (
-    EXIT_PARTIAL,
-    ConfigurationError,
-    GeosamStacError,
-    Interrupted,
-    StorageError,
-    UsageError,
+from geosam_stac.cli.guard import failed
+from geosam_stac.cli.inputs import (
+    FATAL,
+    SEARCH_FIELDS,
+    Inputs,
+    Work,
+    gather,
+    is_file,
+    scenes,
+    takes_inputs,
 )
+from geosam_stac.cli.options import InForce, flag, takes_config
+from geosam_stac.errors import EXIT_PARTIAL, GeosamStacError, UsageError
 
 if TYPE_CHECKING:
+    import pystac
+
     from geosam_stac.planning import Plan
     from geosam_stac.session import Session
+    from geosam_stac.sources.groups import Group
     from geosam_stac.types import EncodeResult
 
 FAILED = "failed.ndjson"
 EPILOG = (
     "Example: geosam-stac encode --item https://.../items/S2B_... --bands red,green,blue "
     "--bbox 10.0,53.0,10.1,53.1 --out features/\n\n"
+    "Or a search: geosam-stac encode --catalog earth-search --collection sentinel-2-c1-l2a "
+    "--preset true-color --datetime 2024-07 --bbox 10.0,53.0,10.1,53.1 --out features/\n\n"
     "Each option can also come from the environment (GEOSAM_STAC_STRIDE=512) or from --config; the "
     "command line wins."
 )
 
 
 @takes_config
+@takes_inputs
 def encode(
     *,
     ctx: typer.Context,
-    item: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--item",
-            metavar="URL|FILE|-",
-            help="A STAC Item; - reads standard input. Repeatable.",
-            envvar=env_name("item"),
-            show_envvar=False,
-            show_default=False,
-            rich_help_panel="What",
-        ),
-    ] = None,
+    inputs: Inputs,
     dry_run: Annotated[
         bool, flag("--dry-run", help="Say what it would take; read no pixels.")
     ] = False,
@@ -61,8 +60,6 @@ def encode(
 
     Prints the href of each new Item on stdout, one a line; progress and errors go to stderr.
     """
-    if not item:
-        raise UsageError("--item is missing", hint="Give the URL or the file of a STAC Item")
     config = in_force.config
     if config.out is None and not dry_run:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
@@ -73,60 +70,130 @@ def encode(
 
     if config.geometry is not None:
         config = config.replace({"geometry": as_geojson(config.geometry)})
-    with (
-        console.ProgressSink() as sink,
-        Session(config, cache_dir=default_cache_dir(os.environ), sink=sink) as session,
-    ):
-        session.config_sources = in_force.sources
-        work = _plan_one if dry_run else _encode_one
-        _each(
-            item,
-            lambda source: work(session, source, json_lines),
-            out=None if dry_run else config.out,
-        )
+    profile = inputs.profile()
+    with console.ProgressSink() as sink:
+        works = scenes(gather(inputs, config, environ=os.environ, sink=sink), config.groupby)
+        with Session(
+            config,
+            cache_dir=default_cache_dir(os.environ),
+            sink=sink,
+            profile=profile,
+            access=inputs.access(profile, os.environ),
+        ) as session:
+            session.config_sources = in_force.sources
+            if dry_run:
+                _plan_all(session, works, inputs, json_lines)
+            else:
+                _each(
+                    works,
+                    lambda source: _encode_one(session, source, json_lines),
+                    inputs=inputs,
+                    out=config.out,
+                )
 
 
-def _each(sources: list[str], work: Callable[[str], None], *, out: str | None) -> None:
-    """Each Item succeeds or fails alone; of several, those that failed are written to `out`.
+def _each(
+    works: Iterator[Work],
+    do: Callable[[pystac.Item | Group], None],
+    *,
+    inputs: Inputs,
+    out: str | None,
+) -> None:
+    """Each scene succeeds or fails alone; of several, those that failed are written to `out`.
 
-    What would fail every other Item as well, an output that is full or a model that does not
-    load, ends the run.
+    What would fail every other scene as well, an output that is full or a model that does not
+    load, ends the run. So does a search that breaks off.
     """
-    failed: list[tuple[str, GeosamStacError]] = []
-    for source in sources:
+    tally = _Tally(inputs, out)
+    try:
+        for work in works:
+            tally.tell()
+            tally.try_one(work, do)
+    except BaseException:
+        tally.broken_off()
+        raise
+    tally.finish()
+
+
+class _Tally:
+    """What came of the scenes: counts, and the lines of `failed.ndjson` (None: nowhere)."""
+
+    def __init__(self, inputs: Inputs, out: str | None) -> None:
+        from geosam_stac.storage import Store
+
+        self._inputs = inputs
+        self._store = None if out is None else Store(out)
+        self._lines: list[str] = []
+        self._count = self._failures = 0
+        # Told when the next scene comes, or at the end: a scene that is alone raises its error.
+        self._held: GeosamStacError | None = None
+
+    def try_one(self, work: Work, do: Callable[[pystac.Item | Group], None]) -> None:
+        """Do one scene; raises only what ends the run."""
+        self._count += 1
         try:
-            work(source)
-        except (Interrupted, StorageError, ConfigurationError):
+            if work.error is not None:
+                raise work.error
+            assert work.source is not None
+            do(work.source)
+        except FATAL:
             raise
         except GeosamStacError as error:
-            if len(failed) + 1 == len(sources):
-                raise
-            console.error(str(error))
-            failed.append((source, error))
-    if failed:
-        where = f": see {_write_failed(failed, out)}" if out is not None else ""
-        console.error(f"{len(failed)} of {len(sources)} Items failed{where}")
+            self._held = error
+            self._failures += 1
+            self._lines += work.failed_lines(error)
+
+    def tell(self) -> None:
+        """Print the error that was held back."""
+        if self._held is not None:
+            failed(self._held)
+            self._held = None
+
+    def broken_off(self) -> None:
+        """Keep what has failed so far."""
+        self.tell()
+        # What of that very file was not yet tried must not be lost.
+        if not self._tries_again():
+            with contextlib.suppress(GeosamStacError):
+                self._write()
+
+    def finish(self) -> None:
+        """Say what failed; raises SystemExit, or the error of the last of scenes that all did."""
+        if self._count == 0:
+            console.warn(f"nothing found: {self._inputs.place} has no Items{_asked(self._inputs)}")
+        if self._count > 1 or self._tries_again():
+            self._write()
+        if self._store is not None and not self._lines and self._tries_again():
+            self._store.delete(FAILED)  # it has had its day
+        if self._failures == 0:
+            return
+        see = "" if self._store is None else f": see {self._store.href(FAILED)}"
+        if self._failures == self._count and self._held is not None:
+            if self._count > 1:
+                console.warn(f"all {self._count:,} scenes failed{see}")
+            raise self._held
+        self.tell()
+        console.error(f"{self._failures:,} of {self._count:,} scenes failed{see}")
         raise SystemExit(EXIT_PARTIAL)
 
+    def _tries_again(self) -> bool:
+        return self._store is not None and is_file(self._inputs.items, self._store.href(FAILED))
 
-def _write_failed(failed: list[tuple[str, GeosamStacError]], out: str) -> str:
-    from geosam_stac.hrefs import is_local, to_local_path, unsigned
-    from geosam_stac.storage import Store
-
-    def place(source: str) -> str:
-        local = source != "-" and is_local(source)
-        return str(Path(to_local_path(source)).absolute()) if local else unsigned(source)
-
-    lines = [
-        json.dumps({"item": place(source), "exit_code": error.exit_code, "error": str(error)})
-        for source, error in failed
-    ]
-    store = Store(out)
-    store.put(FAILED, ("\n".join(lines) + "\n").encode())
-    return store.href(FAILED)
+    def _write(self) -> None:
+        if self._store is not None and self._lines:
+            text = "\n".join(self._lines) + "\n"
+            self._store.put(FAILED, text.encode("utf-8", "backslashreplace"))
 
 
-def _encode_one(session: Session, source: str, json_lines: bool) -> None:
+def _asked(inputs: Inputs) -> str:
+    """What was asked of a search, in words."""
+    if not inputs.is_search:
+        return ""
+    said = [f"--{name}" for name in SEARCH_FIELDS if getattr(inputs, name) and name != "limit"]
+    return f" for {', '.join(said)} and the extent given" if said else " in the extent given"
+
+
+def _encode_one(session: Session, source: pystac.Item | Group, json_lines: bool) -> None:
     from geosam_stac.pipeline import encode_scene
 
     result = encode_scene(session, session.scene(source), session.config)
@@ -163,17 +230,40 @@ def _result_document(result: EncodeResult) -> dict[str, Any]:
     }
 
 
-def _plan_one(session: Session, source: str, json_lines: bool) -> None:
+def _plan_all(session: Session, works: Iterator[Work], inputs: Inputs, json_lines: bool) -> None:
     from geosam_stac.encoders.rate import encoder_tflops
 
-    plan = session.plan(source, device_tflops=encoder_tflops(session.device, session.precision))
-    if json_lines:
-        console.result_json(plan.as_dict())
-        return
-    for line in _plan_lines(plan):
-        console.result(line)
-    for notice in plan.notices:
-        console.note(notice)
+    plans: list[Plan] = []
+    # Measured once: every measurement differs a little.
+    rate = functools.cache(lambda: encoder_tflops(session.device, session.precision))
+
+    def plan_one(source: pystac.Item | Group) -> None:
+        plan = session.plan(source, device_tflops=rate())
+        plans.append(plan)
+        if json_lines:
+            console.result_json(plan.as_dict())
+            return
+        for line in _plan_lines(plan):
+            console.result(line)
+        for notice in plan.notices:
+            console.note(notice)
+
+    try:
+        _each(works, plan_one, inputs=inputs, out=None)
+    finally:
+        if len(plans) > 1 and not json_lines:
+            console.result(_total_line(plans))
+
+
+def _total_line(plans: list[Plan]) -> str:
+    seconds = [plan.estimated_seconds for plan in plans if plan.estimated_seconds is not None]
+    return (
+        f"total    {_count(len(plans), 'scene')}, {_chips(sum(plan.chips for plan in plans))}, "
+        f"{sum(plan.bytes_to_read for plan in plans) / 1e6:,.1f} MB to read, "
+        f"{sum(plan.bytes_to_write for plan in plans) / 1e6:,.1f} MB to write in "
+        f"{sum(plan.objects for plan in plans):,} objects"
+        + (f", about {_duration(sum(seconds))}" if len(seconds) == len(plans) else "")
+    )
 
 
 def _plan_lines(plan: Plan) -> list[str]:

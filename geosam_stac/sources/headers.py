@@ -15,9 +15,10 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
-from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError
+from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError, TemporaryError
 from geosam_stac.hrefs import unsigned
 from geosam_stac.raster_errors import read_error
+from geosam_stac.sources.signing import guard_logs
 from geosam_stac.types import GDAL_SETTINGS, Access, PlainAccess
 
 
@@ -51,7 +52,8 @@ def read_header(
     access = access or PlainAccess()
     try:
         return _read(source_href, item, access)
-    except ForbiddenError:
+    except (ForbiddenError, TemporaryError):
+        # Of a 403 in mid-read GDAL tells only "got 0 bytes": any failure may be one.
         if not access.renew(source_href):
             raise
         return _read(source_href, item, access)
@@ -59,6 +61,7 @@ def read_header(
 
 def _read(source_href: str, item: str | None, access: Access) -> Header:
     href = unsigned(source_href)
+    guard_logs()
     try:
         with (
             rasterio.Env(**GDAL_SETTINGS, **access.options(source_href)),

@@ -226,7 +226,7 @@ class TestErrors:
         assert_error(cli("encode", "--out", "x"), 2, "--item is missing")
 
     def test_unknown_option_and_command(self, cli, fake):
-        assert_error(cli(*fake, "--strid", "3"), 2, "--strid", "Did you mean --stride?")
+        assert_error(cli(*fake, "--strid", "3"), 2, "--strid", "Did you mean --ids or --stride?")
         assert_error(cli("encoode"), 2, "encoode")
         assert_error(cli(*fake, "extra"), 2, "extra")
 
@@ -378,12 +378,14 @@ class TestSeveralItems:
         assert [Path(line).name.partition("_")[0] for line in done.lines] == ["scene", "third"]
         (line,) = (tmp_path / "out" / "failed.ndjson").read_text().splitlines()
         failed = json.loads(line)
-        assert failed["item"] == str(second)
-        assert failed["exit_code"] == 65
-        assert "second.tif" in failed["error"]
+        assert failed["id"] == "second"
+        assert failed["assets"]["image"]["href"] == str(tmp_path / "second.tif")
+        assert failed["geosam:failed"]["exit_code"] == 65
+        assert "second.tif" in failed["geosam:failed"]["error"]
+        assert [link["href"] for link in failed["links"]] == [str(second)]
         errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 2
-        assert errors[1].startswith("error: 1 of 3 Items failed: see ")
+        assert errors[1].startswith("error: 1 of 3 scenes failed: see ")
 
     def test_all_are_bad(self, cli, fake, tmp_path):
         second = make_item(tmp_path, "second")
@@ -394,7 +396,9 @@ class TestSeveralItems:
         errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
         assert ["scene.tif" in errors[0], "second.tif" in errors[1]] == [True, True]
         assert len(errors) == 2
-        assert not (tmp_path / "out").exists()
+        assert "all 2 scenes failed: see " in done.err
+        lines = (tmp_path / "out" / "failed.ndjson").read_text().splitlines()
+        assert [json.loads(line)["id"] for line in lines] == ["scene", "second"]
 
     def test_what_fails_every_item_ends_the_run(self, cli, fake, tmp_path, monkeypatch):
         from geosam_stac.errors import StorageError

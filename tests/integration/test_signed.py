@@ -1,0 +1,415 @@
+"""Signed assets end to end: a store that wants signatures, a service that gives them, on loopback.
+
+The server is a process of its own: rasterio holds the GIL while it opens a file, and a thread of
+this process could not answer it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import requests
+
+from geosam_stac.cube import CubeReader
+from geosam_stac.errors import ConfigurationError, ForbiddenError
+from geosam_stac.pipeline import encode_scene
+from geosam_stac.sources import open_scene, parse_item
+from geosam_stac.sources.access import ItemAccess, accesses
+from geosam_stac.sources.signing import Headers, PlanetaryComputer, QueryToken
+from geosam_stac.types import BlockRef, Window
+from tests import rasters
+from tests.fakes import fake_session
+
+SECRET = "TOPSECRET"
+PX = 512
+
+# Folders: open/ wants nothing, signed/ a signature, refused/ cannot be satisfied, keyed/ a header.
+SERVER = """
+import http.server, json, pathlib, re, sys, threading, time
+from datetime import datetime, timezone
+from urllib.parse import parse_qs, urlsplit
+
+ROOT, SECRET = pathlib.Path(sys.argv[1]), sys.argv[2]
+lock = threading.Lock()
+state = {"uses": 10**9, "life_s": 3600, "clock_s": 0, "delay_s": 0}
+issued, log, tokens = {}, [], []
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_POST(self):
+        state.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.answer(200)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        if url.path == "/stats":
+            with lock:
+                text = json.dumps({"log": log, "tokens": tokens})
+            return self.answer(200, text.encode())
+        if url.path.startswith("/token/"):
+            with lock:
+                tokens.append(url.path)
+                number = len(tokens)
+                expires_s = time.time() + state["clock_s"] + state["life_s"]
+                signature = f"{SECRET}{number}"
+                issued[signature] = [state["uses"], expires_s]
+            when = datetime.fromtimestamp(expires_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+            text = json.dumps({"msft:expiry": when, "token": f"sv=2024&se={when}&sig={signature}"})
+            return self.answer(200, text.encode())
+        with lock:
+            log.append({
+                "host": self.headers["Host"], "path": url.path, "query": url.query,
+                "key": self.headers.get("X-Key"), "payer": self.headers.get("x-amz-request-payer"),
+                "authorization": self.headers.get("Authorization"),
+            })
+        folder = url.path.strip("/").partition("/")[0]
+        log[-1]["allowed"] = allowed = self.allowed(folder, url)
+        if not allowed:
+            return self.answer(403, b"<Error><Code>AuthenticationFailed</Code></Error>")
+        if folder == "moved":
+            port = self.headers["Host"].partition(":")[2]
+            target = f"http://elsewhere.localhost:{port}/open/{url.path.rpartition('/')[2]}"
+            return self.answer(302, Location=target)
+        path = ROOT / url.path.rpartition("/")[2]
+        if not path.is_file():
+            return self.answer(404)
+        body = path.read_bytes()
+        match = re.fullmatch(r"bytes=(\\d+)-(\\d*)", self.headers.get("Range", ""))
+        if not match:
+            return self.answer(200, body, Accept_Ranges="bytes")
+        first, last = int(match[1]), min(int(match[2] or len(body)), len(body) - 1)
+        if first >= len(body):
+            return self.answer(416)
+        span = f"bytes {first}-{last}/{len(body)}"
+        self.answer(206, body[first : last + 1], Content_Range=span, Accept_Ranges="bytes")
+
+    def allowed(self, folder, url):
+        if folder == "keyed":
+            return self.headers.get("X-Key") == SECRET
+        if folder == "moved":
+            return self.headers.get("Authorization") == "Bearer " + SECRET
+        if folder == "refused":
+            return False
+        if folder == "static":
+            return parse_qs(url.query).get("token") == [SECRET]
+        if folder != "signed":
+            return True
+        grant = issued.get(parse_qs(url.query).get("sig", [""])[0])
+        with lock:
+            if grant is None or grant[0] <= 0 or grant[1] < time.time() + state["clock_s"]:
+                return False
+            grant[0] -= 1
+            return True
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+server.daemon_threads = True
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+class Store:
+    """The server, seen from the tests. `port` is new for each test, and so GDAL's cache is."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def href(self, folder: str, name: str = "a.tif", *, account: str = "acct") -> str:
+        return f"http://{account}.localhost:{self.port}/{folder}/{name}"
+
+    def set(self, **state: float) -> None:
+        requests.post(f"http://127.0.0.1:{self.port}/", json=state, timeout=10)
+
+    def stats(self) -> dict:
+        return requests.get(f"http://127.0.0.1:{self.port}/stats", timeout=10).json()
+
+    @property
+    def tokens(self) -> int:
+        return len(self.stats()["tokens"])
+
+    def signer(self, **given) -> PlanetaryComputer:
+        return PlanetaryComputer(
+            token_url=f"http://127.0.0.1:{self.port}/token",
+            blob_host=f".localhost:{self.port}",
+            **given,
+        )
+
+
+@pytest.fixture
+def store(tmp_path):
+    root = tmp_path / "served"
+    root.mkdir()
+    rasters.write_tif(root / "large.tif", rasters.values((1, 256, 2200), "uint16", hi=3000))
+    for number, name in enumerate(("a.tif", "b.tif")):
+        data = rasters.values((1, PX, PX), "uint16", seed=number, hi=3000)
+        rasters.write_tif(root / name, data)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SERVER), str(root), SECRET],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Store(int(process.stdout.readline()))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def item_of(*hrefs: str) -> pystac.Item:
+    assets = {f"b{number}": rasters.asset(href) for number, href in enumerate(hrefs)}
+    return parse_item(rasters.document(assets), href=None)
+
+
+def session_of(tmp_path: Path, access=None, **options):
+    session = fake_session(tmp_path, **{"value_range": "0,3000"} | options)
+    if access is not None:
+        session.access = lambda item: access
+    return session
+
+
+def encode(tmp_path: Path, item: pystac.Item, access=None, **options):
+    session = session_of(tmp_path, access, **options)
+    with session:
+        return encode_scene(session, session.scene(item), session.config)
+
+
+def pixels(item: pystac.Item, session) -> np.ndarray:
+    access = session.access(item)
+    scene = open_scene(item, session.config, access=access)
+    whole = BlockRef(
+        window=Window(row_off=0, col_off=0, height=PX, width=PX), geobox=scene.geobox, chips=()
+    )
+    reader = CubeReader(scene, [whole], resampling="nearest", keep_bytes=0, access=access)
+    return reader.read(whole).data
+
+
+def features(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.rglob("*.pt"))}
+
+
+def test_a_signed_asset_is_read_with_one_signature_a_container(store, tmp_path):
+    item = item_of(store.href("signed"), store.href("signed", "b.tif"))
+    data = pixels(item, session_of(tmp_path, store.signer()))
+    np.testing.assert_array_equal(data[0], rasters.values((1, PX, PX), "uint16", hi=3000)[0])
+    np.testing.assert_array_equal(
+        data[1], rasters.values((1, PX, PX), "uint16", seed=1, hi=3000)[0]
+    )
+    assert store.stats()["tokens"] == ["/token/acct/signed"]
+
+
+def test_a_container_each_has_its_own_signature(store, tmp_path):
+    item = item_of(store.href("signed"), store.href("signed", "b.tif", account="other"))
+    pixels(item, session_of(tmp_path, store.signer()))
+    assert sorted(store.stats()["tokens"]) == ["/token/acct/signed", "/token/other/signed"]
+
+
+def test_without_a_signature_the_store_refuses(store, tmp_path):
+    with pytest.raises(ForbiddenError) as caught:
+        pixels(item_of(store.href("signed")), session_of(tmp_path))
+    assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize("uses", [6, 8])
+def test_a_signature_that_runs_out_in_mid_run_is_renewed(uses, store, tmp_path, fake_model):
+    # Three tiles of 1024 px, some requests each: the store refuses in the middle of a tile, of
+    # which GDAL tells no more than that bytes are missing.
+    options = {"stride": 64, "resampling": "nearest"}
+    plain = encode(tmp_path / "plain", item_of(store.href("open", "large.tif")), **options)
+    store.set(uses=uses)
+    item = item_of(store.href("signed", "large.tif"))
+    signed = encode(tmp_path / "signed", item, store.signer(), **options)
+    log = [entry for entry in store.stats()["log"] if entry["path"].startswith("/signed/")]
+    refused = [entry for entry in log if not entry["allowed"]]
+    assert refused
+    assert 2 <= store.tokens <= 4
+    assert signed.chips_encoded == plain.chips_encoded > 80
+    one, other = features(tmp_path / "plain"), features(tmp_path / "signed")
+    assert list(one.values()) == list(other.values())
+    assert len(one) == plain.chips_encoded
+
+
+def test_a_signature_with_little_life_left_is_renewed_without_a_403(store, tmp_path):
+    now = [0.0]
+    signer = store.signer(clock=lambda: time.time() + now[0])
+    session = session_of(tmp_path, signer)
+    item = item_of(store.href("signed"))
+    pixels(item, session)
+    assert store.tokens == 1
+    now[0] = 3600 - 301
+    signer.sign(store.href("signed"))
+    assert store.tokens == 1
+    now[0] = 3600 - 299
+    signer.sign(store.href("signed"))
+    assert store.tokens == 2
+
+
+def test_a_scene_that_waited_for_an_hour_is_signed_when_it_is_read(store, tmp_path, fake_model):
+    late = [0.0]
+    signer = store.signer(clock=lambda: time.time() + late[0])
+    session = session_of(tmp_path, signer)
+    with session:
+        scene = session.scene(item_of(store.href("signed")))
+        assert store.tokens == 1
+        late[0] = 3700.0
+        store.set(clock_s=3700)  # the store's clock goes on as well
+        result = encode_scene(session, scene, session.config)
+    assert store.tokens == 2
+    assert result.chips_encoded > 9
+
+
+def test_a_store_that_goes_on_refusing_is_an_error_for_good(store, tmp_path, fake_model):
+    with pytest.raises(ForbiddenError) as caught:
+        encode(tmp_path, item_of(store.href("refused")), store.signer())
+    assert caught.value.exit_code == 65
+    assert store.tokens == 2  # once more, and no more
+    assert SECRET not in str(caught.value) + repr(caught.value.__cause__)
+
+
+def test_headers_go_to_their_host_and_to_no_other(store, tmp_path):
+    item = item_of(
+        store.href("keyed", account="mine"), store.href("open", "b.tif", account="stranger")
+    )
+    access = Headers(headers={"X-Key": SECRET}, hosts=("mine.localhost",))
+    pixels(item, session_of(tmp_path, access))
+    sent = {(entry["host"].partition(":")[0], entry["key"]) for entry in store.stats()["log"]}
+    assert sent == {("mine.localhost", SECRET), ("stranger.localhost", None)}
+
+
+def test_a_bearer_token_does_not_follow_a_redirect(store, tmp_path):
+    access = Headers(headers={"Authorization": f"Bearer {SECRET}"}, hosts=("mine.localhost",))
+    data = pixels(item_of(store.href("moved", account="mine")), session_of(tmp_path, access))
+    assert data.shape == (3, PX, PX)
+    log = store.stats()["log"]
+    assert {entry["authorization"] for entry in log if entry["host"].startswith("elsewhere")} == {
+        None
+    }
+    assert {entry["host"].partition(".")[0] for entry in log} == {"mine", "elsewhere"}
+
+
+def test_a_query_token_reads(store, tmp_path):
+    access = QueryToken(parameter="token", token=SECRET, hosts=("mine.localhost",))
+    data = pixels(item_of(store.href("static", account="mine")), session_of(tmp_path, access))
+    np.testing.assert_array_equal(data[0], rasters.values((1, PX, PX), "uint16", hi=3000)[0])
+
+
+# Buckets
+
+
+def s3_item(store, **scheme) -> pystac.Item:
+    asset = rasters.asset("s3://bucket/a.tif", **{"storage:refs": ["here"]})
+    document = rasters.document({"b0": asset})
+    document["properties"]["storage:schemes"] = {
+        "here": {
+            "type": "custom-s3",
+            "platform": f"http://127.0.0.1:{store.port}",
+            "bucket": "bucket",
+            "region": "eu-test-1",
+            **scheme,
+        }
+    }
+    return parse_item(document, href=None)
+
+
+@pytest.fixture
+def _aws_keys(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "MYKEY")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
+
+
+@pytest.mark.usefixtures("_aws_keys")
+def test_an_endpoint_that_an_item_names_gets_no_credentials(store, tmp_path):
+    item = s3_item(store)
+    access = accesses(profile=None, signer=None, environ={})(item)
+    data = pixels(item, session_of(tmp_path, access))
+    np.testing.assert_array_equal(data[0], rasters.values((1, PX, PX), "uint16", hi=3000)[0])
+    log = store.stats()["log"]
+    assert {entry["path"] for entry in log} == {"/bucket/a.tif"}
+    assert {entry["authorization"] for entry in log} == {None}
+
+
+@pytest.mark.usefixtures("_aws_keys")
+def test_a_bucket_that_bills_the_reader_is_read_when_the_user_says_so(store, tmp_path):
+    item = s3_item(store, requester_pays=True)
+    refusing = accesses(profile=None, signer=None, environ={})(item)
+    with pytest.raises(ConfigurationError, match="--signer requester-pays"):
+        pixels(item, session_of(tmp_path, refusing))
+    assert store.stats()["log"] == []
+    agreed = accesses(profile=None, signer="requester-pays", environ={})(item)
+    assert isinstance(agreed, ItemAccess)
+    pixels(item, session_of(tmp_path, agreed))
+    assert {entry["payer"] for entry in store.stats()["log"]} == {"requester"}
+
+
+# Nothing says the secret
+
+
+@pytest.mark.parametrize("folder", ["signed", "refused", "keyed", "static", "missing"])
+def test_the_secret_is_written_and_logged_nowhere(
+    folder, store, tmp_path, fake_model, caplog, capfd
+):
+    access = {
+        "keyed": Headers(headers={"X-Key": SECRET}, hosts=("localhost",)),
+        "static": QueryToken(parameter="token", token=SECRET, hosts=("localhost",)),
+    }.get(folder) or store.signer()
+    store.set(uses=4)
+    events: list[object] = []
+    texts = [repr(access)]
+    name = "gone.tif" if folder == "missing" else "a.tif"
+    session = session_of(tmp_path, access)
+    session.sink = events.append
+    with caplog.at_level(logging.DEBUG), session:
+        try:
+            item = item_of(store.href("signed" if folder == "missing" else folder, name))
+            scene = session.scene(item)
+            texts += [repr(scene), json.dumps(item.to_dict())]
+            encode_scene(session, scene, session.config)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not tell
+            texts += _chain(error)
+        else:
+            assert folder in ("signed", "keyed", "static")
+    out, err = capfd.readouterr()
+    texts += [out, err, repr(events)]
+    texts += [f"{record.name}: {record.getMessage()}" for record in caplog.records]
+    texts += [str(record.exc_text) for record in caplog.records]
+    assert any("rasterio" in record.name for record in caplog.records)
+    for text in texts:
+        assert SECRET not in text
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert bool(files) == (folder in ("signed", "keyed", "static"))
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+
+
+def _chain(error: BaseException | None) -> list[str]:
+    texts = []
+    while error is not None:
+        texts += [str(error), repr(error)]
+        error = error.__cause__
+    return texts
