@@ -14,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from geosam_stac.errors import DataError
+from geosam_stac.pipeline import encode_scene
+from geosam_stac.sources.query import SearchQuery
+from geosam_stac.sources.search import search
 from tests import rasters
 from tests.cli.conftest import cli  # noqa: F401  (a fixture)
+from tests.fakes import fake_session
 from tests.integration.test_pgstac import (
     ALL,
     BROKEN,
@@ -27,6 +32,8 @@ from tests.integration.test_pgstac import (
     grid,
     names,
 )
+from tests.integration.test_signed import SECRET as STORE_SECRET
+from tests.integration.test_signed import store  # noqa: F401  (a fixture)
 from tests.pgstac import pgstac  # noqa: F401  (a fixture)
 
 COLLECTION = "encode-twenty"
@@ -195,3 +202,45 @@ def test_after_stac_client(cli, api, options, monkeypatch):  # noqa: F811
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=buffer))
     done = cli(*options, "--items", "-")
     assert (done.code, ids(done)) == (0, names(2, 3)), done.err
+
+
+def test_twenty_items_one_broken_one_behind_an_expired_signature(
+    pgstac,  # noqa: F811
+    files,  # noqa: F811
+    store,  # noqa: F811
+    tmp_path,
+):
+    """The catalog hands out a signature that has run out: a new one is made before the read."""
+    folder, url = files
+    signed = BROKEN + 1
+    for number in set(range(COUNT)) - {BROKEN, signed}:
+        write(folder, number)
+    hrefs = {number: f"{url}/{ALL[number]}.tif" for number in range(COUNT)}
+    write(tmp_path / "served", signed)
+    hrefs[signed] = store.href("signed", f"{ALL[signed]}.tif") + f"?sv=2024&sig={SECRET}"
+    name = "encode-signed"
+    pgstac.post_collection(collection(name))
+    pgstac.post_items(name, [document(n, href) | {"collection": name} for n, href in hrefs.items()])
+
+    session = fake_session(tmp_path, chip_size=64, stride=64, value_range="0,3000")
+    signer = store.signer()
+    session.access = lambda item: signer
+    encoded, failed = [], []
+    with session:
+        for found in search(SearchQuery(url=pgstac.url, collections=(name,))):
+            try:
+                result = encode_scene(session, session.scene(found.item), session.config)
+            except DataError as error:
+                failed.append((found.item.id, str(error)))
+            else:
+                encoded.append(result.item.properties["geosam:source_items"][0])
+
+    assert sorted(encoded) == sorted(set(ALL) - {ALL[BROKEN]})
+    assert [name for name, _ in failed] == [ALL[BROKEN]]
+    assert "is not there" in failed[0][1]
+    assert store.stats()["tokens"] == ["/token/acct/signed"]
+    written = b"".join(
+        path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
+    assert SECRET.encode() not in written
+    assert STORE_SECRET.encode() not in written
