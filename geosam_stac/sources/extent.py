@@ -26,6 +26,9 @@ from geosam_stac.types import Window
 
 WGS84 = CRS("EPSG:4326")
 
+# Equatorial radius of WGS84.
+EARTH_RADIUS_M = 6_378_137.0
+
 # Points an edge when an extent is projected: its edges become curves.
 EDGE_POINTS = 32
 
@@ -63,9 +66,18 @@ def output_grid(
     """
     if base.crs is None:
         raise DataError("the Item's bands have no CRS", item=item_id)
+    if not is_of_earth(base.crs):
+        raise DataError(
+            "the Item is not of the Earth",
+            item=item_id,
+            got=base.crs.proj.name,
+            hint="Footprints in longitude and latitude would name places on the Earth",
+        )
     notices: tuple[str, ...] = ()
     region = _region(config)
     crs = _target_crs(base, region, config)
+    if not is_of_earth(crs):
+        raise UsageError("--crs is not of the Earth", got=crs.proj.name)
     resolution = config.resolution
     if resolution is not None and crs.geographic and _in_metres(resolution, base):
         utm = _utm(base.extent if region is None else region)
@@ -93,6 +105,14 @@ def output_grid(
             hint="Choose a --crs whose area of use covers it, or narrow --bbox",
         ) from error
     return geobox, wanted if config.geometry is not None else None, notices
+
+
+def is_of_earth(crs: CRS) -> bool:
+    """Whether a CRS's ellipsoid has the Earth's size: within 1 %, where Venus is 5 % off."""
+    ellipsoid = crs.proj.ellipsoid
+    if ellipsoid is None:
+        return True
+    return bool(abs(ellipsoid.semi_major_metre / EARTH_RADIUS_M - 1.0) < 0.01)
 
 
 def _outside(

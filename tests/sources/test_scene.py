@@ -7,6 +7,7 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pyproj
 import pytest
 import shapely
 from affine import Affine
@@ -493,3 +494,27 @@ def test_naip_on_disk():
     assert scene.geobox == GeoBox((723, 934), Affine(5, 0, 485899, 0, -5, 5209246), "EPSG:26914")
     assert [band.dtype for band in scene.bands] == ["uint8"] * 3
     assert scene.nodata == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "transform"),
+    [
+        ("IAU_2015:30110", Affine(100, 0, 0, 0, -100, 0)),  # the Moon, projected
+        ("IAU_2015:29900", Affine(0.01, 0, 10, 0, -0.01, 10)),  # Venus, 5 % smaller than the Earth
+        ("IAU_2015:49900", Affine(0.01, 0, 10, 0, -0.01, 10)),  # Mars
+    ],
+)
+def test_other_worlds_are_refused_in_words(tmp_path, code, transform):
+    wkt = pyproj.CRS.from_user_input(code).to_wkt()
+    path = write_tif(tmp_path / "a.tif", values((1, 9, 9)), crs=wkt, transform=transform)
+    item = parse_item(document({"a": asset(path)}), href=None)
+    with pytest.raises(DataError, match=r"not of the Earth.*2015"):
+        open_scene(item, EncodeConfig())
+
+
+def test_a_target_crs_of_another_world_is_refused(tmp_path):
+    item = parse_item(
+        document({"a": asset(write_tif(tmp_path / "a.tif", values((1, 9, 9))))}), href=None
+    )
+    with pytest.raises(UsageError, match="--crs is not of the Earth"):
+        open_scene(item, EncodeConfig(crs="IAU_2015:30100"))
