@@ -5,7 +5,13 @@ import pickle
 import pytest
 
 from geosam_stac import errors
-from geosam_stac.errors import ConfigurationError, DataError, Interrupted, TemporaryError
+from geosam_stac.errors import (
+    ConfigurationError,
+    DataError,
+    ForbiddenError,
+    Interrupted,
+    TemporaryError,
+)
 from geosam_stac.raster_errors import read_error, unsigned_text
 
 
@@ -56,8 +62,8 @@ REMOTE = "https://example.com/20240403_T401404.tif"
     [
         ("HTTP response code: 404", DataError, "is not there"),
         ("HTTP response code: 410", DataError, "is not there"),
-        ("HTTP response code: 403", DataError, "may not be read"),
-        ("HTTP response code: 401", DataError, "credentials or a signature"),
+        ("HTTP response code: 403", ForbiddenError, "may not be read"),
+        ("HTTP response code: 401", ForbiddenError, "credentials or a signature"),
         ("HTTP response code: 400", DataError, "refuses"),
         ("HTTP response code: 408", TemporaryError, "Try again"),
         ("HTTP response code: 429", TemporaryError, "Try again"),
@@ -71,7 +77,7 @@ REMOTE = "https://example.com/20240403_T401404.tif"
         ("The specified key does not exist.", DataError, "is not there"),
         (
             "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not defined, and "
-            "/root/.aws/credentials not filled",
+            "~/.aws/credentials not filled",
             ConfigurationError,
             "AWS_NO_SIGN_REQUEST=YES",
         ),
