@@ -10,7 +10,7 @@ from typing import Any
 
 from geosam_stac import session
 from geosam_stac.config import EncodeConfig
-from geosam_stac.encoders.checkpoints import default_cache_dir
+from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
 from geosam_stac.events import Sink, ignore
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
@@ -46,7 +46,12 @@ class Session(session.Session):
         asked = (config or EncodeConfig()).replace(options)
         if asked.geometry is not None:
             asked = asked.replace({"geometry": as_geojson(asked.geometry)})
-        super().__init__(asked, cache_dir=default_cache_dir(os.environ), sink=sink)
+        super().__init__(
+            asked,
+            cache_dir=default_cache_dir(os.environ),
+            sink=sink,
+            token=hugging_face_token(os.environ),
+        )
         self.config_sources = dict.fromkeys(options, "Python")
 
     def encode(

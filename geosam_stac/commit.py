@@ -20,6 +20,7 @@ from geosam_stac import item as items
 from geosam_stac import manifest, provenance
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import DataError
+from geosam_stac.features import FORMATS
 from geosam_stac.grid import chip_refs
 from geosam_stac.layout import Layout
 from geosam_stac.session import Session
@@ -138,6 +139,7 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
         manifest=table,
         skipped=skipped,
         thumbnail=thumbnail,
+        feature_type=FORMATS[outcome.config.format].media_type,
         chips_skipped=len(outcome.skipped),
         chips_failed=0,
         software=provenance.software(),

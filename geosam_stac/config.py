@@ -23,8 +23,9 @@ DEFAULT_MODEL = "sam2.1-hiera-base-plus"
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 MEMORY_STRATEGIES = ("balanced", "low")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-FEATURE_DTYPES = ("float16", "float32", "bfloat16")
-FORMATS = ("pt",)
+FEATURE_DTYPES = ("float16", "bfloat16", "float32", "int8")
+FORMATS = ("pt", "safetensors")
+LEVELS = ("all", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +155,11 @@ class EncodeConfig:
     chip_size: int | None = option(
         None, "Chip size in px. Default: the model's input.", panel="Grid", digest=True
     )
-    stride: int = option(
-        512, "Step between chips in px; overlap = chip size - stride.", panel="Grid", digest=True
+    stride: int | None = option(
+        None,
+        "Step between chips in px; overlap = chip size - stride. Default: 512, for sam3 504.",
+        panel="Grid",
+        digest=True,
     )
     # Values
     value_range: str = option(
@@ -189,9 +193,24 @@ class EncodeConfig:
     )
     # The output
     out: str | None = option(None, "Local folder, s3:// or gs:// URL.", panel="Output")
-    format: str = option("pt", "Feature file format: pt (Geo-SAM).", panel="Output", digest=True)
+    format: str = option(
+        "pt",
+        "Feature files: pt (opens in Geo-SAM) or safetensors (needs no pickle).",
+        panel="Output",
+        digest=True,
+    )
     feature_dtype: str = option(
-        "float16", f"One of {', '.join(FEATURE_DTYPES)}.", panel="Output", digest=True
+        "float16",
+        f"One of {', '.join(FEATURE_DTYPES)} (with a scale per channel; safetensors only).",
+        panel="Output",
+        digest=True,
+    )
+    levels: str = option(
+        "all",
+        "all, or embedding: leave out the high-resolution levels that masks need (safetensors "
+        "only).",
+        panel="Output",
+        digest=True,
     )
     overwrite: bool = option(False, "Encode again what is there already.", panel="Output")
     max_chips: int = option(100_000, "Refuse a plan of more chips than this.", panel="Run")
@@ -209,6 +228,7 @@ class EncodeConfig:
             ("precision", PRECISIONS),
             ("feature_dtype", FEATURE_DTYPES),
             ("format", FORMATS),
+            ("levels", LEVELS),
         ):
             _check_choice(name, getattr(self, name), choices)
         ValueRange.parse(self.value_range)
@@ -217,6 +237,7 @@ class EncodeConfig:
             raise UsageError(
                 f"--{given[0]} and --{given[1]} contradict each other", hint="Give one of them"
             )
+        self._check_files()
         if self.bbox is not None and self.geometry is not None:
             raise UsageError("--bbox and --geometry contradict each other", hint="Give one of them")
         if self.memory_strategy == "low" and self.batch_size not in ("auto", 1):
@@ -225,6 +246,17 @@ class EncodeConfig:
                 got=f"--batch-size {self.batch_size}",
                 hint="Leave --batch-size out, or choose balanced",
             )
+
+    def _check_files(self) -> None:
+        if self.format != "pt":
+            return
+        # What a .pt file says must open in Geo-SAM.
+        for name, value in (("feature_dtype", "int8"), ("levels", "embedding")):
+            if getattr(self, name) == value:
+                raise UsageError(
+                    f"{_flag(name)} {value} needs --format safetensors: Geo-SAM, which reads .pt, "
+                    "has no use for it"
+                )
 
     def _check_bands(self) -> None:
         if self.bands is None:
@@ -237,11 +269,11 @@ class EncodeConfig:
             )
 
     def _check_numbers(self) -> None:
-        if self.stride < 1:
+        if self.stride is not None and self.stride < 1:
             raise UsageError("--stride must be at least 1 px", got=str(self.stride))
         if self.chip_size is not None and self.chip_size < 1:
             raise UsageError("--chip-size must be at least 1 px", got=str(self.chip_size))
-        if self.chip_size is not None and self.stride > self.chip_size:
+        if self.chip_size is not None and (self.stride or 0) > self.chip_size:
             raise UsageError(
                 "--stride must not exceed the chip size, else pixels between chips are lost",
                 expected=f"1 to {self.chip_size}",
@@ -291,11 +323,13 @@ class EncodeConfig:
                 )
         return dataclasses.replace(self, **options)
 
-    def digest(self, *, model: str, weights_sha256: str, precision: str, chip_px: int) -> str:
+    def digest(
+        self, *, model: str, weights_sha256: str, precision: str, chip_px: int, stride_px: int
+    ) -> str:
         """sha256 (hex) of all that decides the features' bytes, and of nothing else.
 
-        `model`, `precision` and `chip_px` are the resolved ones (alias, `auto` and default are
-        gone), so two ways to say the same thing have one digest.
+        `model`, `precision`, `chip_px` and `stride_px` are the resolved ones (alias, `auto` and
+        default are gone), so two ways to say the same thing have one digest.
         """
         content = {
             field.name: getattr(self, field.name)
@@ -313,7 +347,10 @@ class EncodeConfig:
             "weights_sha256": weights_sha256,
             "precision": precision,
             "chip_size": chip_px,
+            "stride": stride_px,
         }
+        if self.levels == "all":  # younger than the digest: what was written before stays found
+            del content["levels"]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -82,6 +82,7 @@ def build_item(
     manifest: FileFacts,
     skipped: FileFacts | None,
     thumbnail: FileFacts | None,
+    feature_type: str,
     chips_skipped: int,
     chips_failed: int,
     software: Mapping[str, str],
@@ -107,6 +108,8 @@ def build_item(
         and `run.json` stand relative to the Item, so that a moved folder still works.
     manifest, skipped, thumbnail
         The files beside the Item; `skipped` and `thumbnail` are None where there is none.
+    feature_type
+        Media type of the feature files.
     chips_skipped, chips_failed
         How many chips have no feature.
     software
@@ -142,6 +145,7 @@ def build_item(
         "geosam:bands": [band.name for band in scene.bands],
         **_computed(scene, config),
         "geosam:dtype": config.feature_dtype,
+        "geosam:format": config.format,
         "geosam:precision": precision,
         "geosam:value_range": None if value_range is None else [float(v) for v in value_range],
         "geosam:weights": "untrained" if _untrained(spec) else spec.weights,
@@ -164,6 +168,11 @@ def build_item(
     )
     _add_links(item, scene, spec, href(layout.item), model_href)
     _add_assets(item, layout, manifest, skipped, thumbnail)
+    # The manifest names the files; what kind they are of stands beside it.
+    item.assets["manifest"].extra_fields["geosam:feature_files"] = {
+        "type": feature_type,
+        "roles": ["data", "features"],
+    }
     item.stac_extensions = _used_extensions(item)
     return item
 

@@ -67,14 +67,16 @@ def layer_name(scene_id: str) -> str:
 class Layout:
     """Keys of one scene's files, relative to the output root; POSIX, without a leading slash.
 
-    `item_id` and `layer` must be sanitized already (`item_id()`, `layer_name()`).
+    `item_id` and `layer` must be sanitized already (`item_id()`, `layer_name()`). `suffix` is the
+    ending of feature files.
     """
 
     item_id: str
     layer: str
+    suffix: str = ".pt"
 
     def __post_init__(self) -> None:
-        for name in (self.item_id, self.layer):
+        for name in (self.item_id, self.layer, f"chip{self.suffix}"):
             _check_segment(name)
 
     @property
@@ -119,7 +121,7 @@ class Layout:
     def feature_href(self, chip_id: str) -> str:
         """The feature file of a chip, relative to the manifest."""
         _check_segment(chip_id)
-        return f"{self.layer}/features/{chip_id}.pt"
+        return f"{self.layer}/features/{chip_id}{self.suffix}"
 
 
 def _check_segment(name: str) -> None:

@@ -21,7 +21,7 @@ from geosam_stac.crew import Channel, Crew
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
-from geosam_stac.features import to_pt
+from geosam_stac.features import FORMATS, write
 from geosam_stac.grid import blocks
 from geosam_stac.journal import Done, Journal
 from geosam_stac.layout import Layout, item_id, layer_name
@@ -80,9 +80,12 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         weights_sha256=sha256,
         precision=session.precision,
         chip_px=grid.chip_px,
+        stride_px=grid.stride_px,
     )
     layout = Layout(
-        item_id=item_id(scene.id, session.entry.name, digest), layer=layer_name(scene.id)
+        item_id=item_id(scene.id, session.entry.name, digest),
+        layer=layer_name(scene.id),
+        suffix=FORMATS[config.format].suffix,
     )
     finished = None if config.overwrite else read_commit(store, layout, scene)
     if finished is not None:
@@ -366,7 +369,12 @@ class _SceneRun:
         started = time.monotonic()
         chip_id = features.ref.chip_id
         try:
-            data = to_pt(features, spec=self.spec, dtype=self.config.feature_dtype)
+            data = write(
+                features,
+                spec=self.spec,
+                format=self.config.format,
+                dtype=self.config.feature_dtype,
+            )
             self.store.put(self.layout.feature(chip_id), data)
         except GeosamStacError as error:
             error.at(item=self.scene.id, chip=chip_id)

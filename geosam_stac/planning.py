@@ -20,13 +20,14 @@ from geosam_stac.errors import UsageError
 from geosam_stac.grid import chip_refs, chip_shape, grid_shape, make_grid
 from geosam_stac.types import ChipGrid, ChipRef, Scene
 
-# Beside its tensors a .pt file holds a zip directory and the pickled names: 2 to 3 KB, measured.
-PT_OVERHEAD_BYTES = 2_500
+# Beside its tensors a file holds its header: of .pt a zip directory and the pickled names, 2 to
+# 3 KB, of safetensors 0.6 to 1.2 KB and with int8 4 bytes a channel, measured.
+OVERHEAD_BYTES = {"pt": 2_500, "safetensors": 1_200}
 MANIFEST_ROW_BYTES = 400
 # item, manifest, run.json, thumbnail
 OTHER_OBJECTS = 4
 ASSUMED_DTYPE = "uint16"
-DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +85,13 @@ def chip_grid(scene: Scene, config: EncodeConfig, entry: ModelEntry) -> ChipGrid
             got=str(chip_px),
             hint="To see more ground in a chip, give a coarser --resolution",
         )
-    grid = make_grid(scene.geobox, chip_px=chip_px, stride_px=config.stride)
+    grid = make_grid(scene.geobox, chip_px=chip_px, stride_px=config.stride or entry.stride_px)
     rows, cols = grid_shape(grid)
     if rows * cols > config.max_chips:
         height, width = scene.geobox.shape
         raise UsageError(
             f"the plan has {rows * cols:,} chips: {rows:,} x {cols:,} of {chip_px} px at stride "
-            f"{config.stride}, on {width:,} x {height:,} px",
+            f"{grid.stride_px}, on {width:,} x {height:,} px",
             item=scene.id,
             expected=f"at most {config.max_chips:,}",
             hint="Narrow --bbox, give a coarser --resolution or larger --stride, or raise "
@@ -132,8 +133,9 @@ def make_plan(
     notices = list(scene.notices)
     if any(band.dtype is None for band in scene.bands):
         notices.append(f"the Item does not tell the data type: {ASSUMED_DTYPE} is assumed")
-    values = sum(math.prod(spec.shape) for spec in entry.outputs)
-    chip_bytes = values * DTYPE_BYTES[config.feature_dtype] + PT_OVERHEAD_BYTES
+    outputs = entry.outputs_at(config.levels)
+    values = sum(math.prod(spec.shape) for spec in outputs)
+    chip_bytes = values * DTYPE_BYTES[config.feature_dtype] + OVERHEAD_BYTES[config.format]
     seconds = None
     if device_tflops:
         seconds = chips * entry.tflop_per_chip / device_tflops

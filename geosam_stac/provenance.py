@@ -22,6 +22,7 @@ PACKAGES = (
     "torch",
     "sam2",
     "segment-anything",
+    "transformers",
 )
 
 

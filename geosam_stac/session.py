@@ -59,6 +59,8 @@ class Session:
         The catalog that the Items are of, for `--preset`; default: told by each Item.
     access
         How an Item's assets are opened; default: as they are.
+    token
+        A Hugging Face token, for models whose licence must be accepted there.
 
     Raises
     ------
@@ -74,6 +76,7 @@ class Session:
         sink: Sink = ignore,
         profile: Profile | None = None,
         access: Callable[[pystac.Item], Access] | None = None,
+        token: str | None = None,
     ) -> None:
         from geosam_stac.encoders.devices import resolve_device, resolve_precision
 
@@ -82,6 +85,7 @@ class Session:
         self.access = access or _plain
         self.sink = sink
         self.cache_dir = cache_dir
+        self._token = token
         self.config_sources: Mapping[str, str] = {}
         self.entry: ModelEntry = find_model(config.model)
         self.device = resolve_device(config.device)
@@ -120,7 +124,11 @@ class Session:
         """The weights, fetched on first use."""
         if self._weights is None:
             self._weights = resolve(
-                self.entry, self.config.checkpoint, cache_dir=self.cache_dir, sink=self.sink
+                self.entry,
+                self.config.checkpoint,
+                cache_dir=self.cache_dir,
+                sink=self.sink,
+                token=self._token,
             )
             if self._weights.seed is not None:
                 self.sink(
@@ -143,6 +151,7 @@ class Session:
                 device=self.device,
                 precision=self.precision,
                 feature_dtype=self.config.feature_dtype,
+                levels=self.config.levels,
             )
         return self._encoder
 

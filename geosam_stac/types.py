@@ -213,11 +213,11 @@ class Chip:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One output tensor of an encoder: name, shape (C, h, w), stride in input px."""
+    """One output tensor of an encoder: name, shape (C, h, w), stride in input px (SAM 3: 3.5)."""
 
     name: str
     shape: tuple[int, int, int]
-    stride_px: int
+    stride_px: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ class FakeEncoder:
         device: str = "cpu",
         precision: str = "fp32",
         feature_dtype: str = "float16",
+        levels: str = "all",
         before: Callable[[int], None] = lambda chips: None,
     ) -> None:
         self.device, self.precision, self.feature_dtype = device, precision, feature_dtype
@@ -59,7 +60,7 @@ class FakeEncoder:
             input_px=entry.input_px,
             mean=entry.mean,
             std=entry.std,
-            outputs=entry.outputs,
+            outputs=entry.outputs_at(levels),
         )
 
     def encode(self, pixels: np.ndarray, content_px: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -73,7 +74,9 @@ class FakeEncoder:
         images[:, :, :, content_px[1] :] = 0
         return {
             output.name: torch.nn.functional.avg_pool2d(images, output.stride_px).to(
-                getattr(torch, self.feature_dtype)
+                torch.float32
+                if self.feature_dtype == "int8"
+                else getattr(torch, self.feature_dtype)
             )
             for output in self.spec.outputs
         }

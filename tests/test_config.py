@@ -10,11 +10,18 @@ import pytest
 from geosam_stac.config import EncodeConfig, ValueRange, split_list
 from geosam_stac.errors import UsageError
 
-RESOLVED = {"model": "m", "weights_sha256": "ab", "precision": "fp32", "chip_px": 1024}
+RESOLVED = {
+    "model": "m",
+    "weights_sha256": "ab",
+    "precision": "fp32",
+    "chip_px": 1024,
+    "stride_px": 512,
+}
 
 
 def digest(options: dict) -> str:
-    return EncodeConfig.of(options).digest(**RESOLVED)
+    config = EncodeConfig.of(options)
+    return config.digest(**RESOLVED | {"stride_px": config.stride or 512})
 
 
 @pytest.mark.parametrize(
@@ -60,6 +67,10 @@ def digest(options: dict) -> str:
         ({"memory_strategy": "high"}, "balanced, low"),
         ({"precision": "fp8"}, "auto, fp32, bf16, fp16"),
         ({"feature_dtype": "float61"}, "Did you mean float16"),
+        ({"feature_dtype": "int8"}, "--feature-dtype int8 needs --format safetensors"),
+        ({"levels": "embedding"}, "--levels embedding needs --format safetensors"),
+        ({"levels": "embeddings", "format": "safetensors"}, "Did you mean embedding"),
+        ({"format": "safetensor"}, "Did you mean safetensors"),
         ({"format": "npz"}, "expected pt"),
         ({"overwrite": "yes"}, "true or false"),
         ({"model": 3}, "--model is of another kind"),
@@ -146,6 +157,7 @@ DIGEST_CHANGES = {
     "scaled": True,
     "mask": "scl:3",
     "groupby": "solar_day",
+    "format": "safetensors",
 }
 
 
@@ -156,8 +168,8 @@ def test_digest_changes_with(name):
 
 def test_every_digest_field_is_covered():
     fields = {f.name for f in dataclasses.fields(EncodeConfig) if f.metadata["digest"]}
-    # model and chip_size enter resolved; bbox_crs below; format has one value as yet.
-    assert fields == set(DIGEST_CHANGES) | {"model", "chip_size", "bbox_crs", "format"}
+    # model and chip_size enter resolved; bbox_crs and levels below.
+    assert fields == set(DIGEST_CHANGES) | {"model", "chip_size", "bbox_crs", "levels"}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +194,7 @@ def test_digest_does_not_change_with(options):
 
 @pytest.mark.parametrize("name", RESOLVED)
 def test_digest_changes_with_resolved(name):
-    other = RESOLVED | {name: 512 if name == "chip_px" else "other"}
+    other = RESOLVED | {name: 256 if name.endswith("_px") else "other"}
     assert EncodeConfig().digest(**RESOLVED) != EncodeConfig().digest(**other)
 
 
@@ -190,6 +202,9 @@ def test_one_meaning_has_one_digest():
     assert digest({"value_range": "0,3000"}) == digest({"value_range": " 0.0, 3e3"})
     assert digest({"crs": "epsg:32610"}) == digest({"crs": "EPSG:32610"})
     assert digest({"bbox": "1,2,3,4"}) == digest({"bbox": [1, 2.0, 3, 4]})
+    assert digest({"stride": 512}) == digest({})
+    safetensors = {"format": "safetensors"}
+    assert digest(safetensors | {"levels": "embedding"}) != digest(safetensors)
     utm = digest({"bbox": "1,2,3,4", "bbox_crs": "EPSG:32614"})
     assert utm != digest({"bbox": "1,2,3,4"})
 

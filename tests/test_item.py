@@ -100,6 +100,7 @@ def build(scene: Scene | None = None, **changes) -> pystac.Item:
         "manifest": MANIFEST,
         "skipped": None,
         "thumbnail": None,
+        "feature_type": "application/octet-stream; application=pytorch",
         "chips_skipped": 0,
         "chips_failed": 0,
         "software": {"torch": "2.15.0", "geosam-stac": "0.1.0"},
@@ -164,6 +165,7 @@ def test_document_in_full():
             "geosam:stride": 768,
             "geosam:bands": ["red", "green", "blue"],
             "geosam:dtype": "float16",
+            "geosam:format": "pt",
             "geosam:precision": "bf16",
             "geosam:value_range": [0.0, 3000.0],
             "geosam:weights": "upstream",
@@ -208,6 +210,10 @@ def test_document_in_full():
                 "table:primary_geometry": "geometry",
                 "table:row_count": 196,
                 "table:columns": [{"name": "chip_id", "type": "string", "description": "Chip id"}],
+                "geosam:feature_files": {
+                    "type": "application/octet-stream; application=pytorch",
+                    "roles": ["data", "features"],
+                },
             }
         },
     }

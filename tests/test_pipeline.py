@@ -28,7 +28,7 @@ from geosam_stac.errors import (
     UsageError,
 )
 from geosam_stac.events import ChipDone, Notice, SceneFinished, SceneStarted
-from geosam_stac.features import from_pt
+from geosam_stac.features import from_pt, read
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.storage import Store
 from tests import rasters
@@ -108,6 +108,42 @@ def feature(result, chip_id):
     store = folder_of(result)
     row = manifest_of(result).set_index("chip_id").loc[chip_id]
     return from_pt(store.get(row.feature_href))[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["image_embed", "high_res_feats_0", "high_res_feats_1"]),
+        ({"feature_dtype": "int8"}, ["image_embed", "high_res_feats_0", "high_res_feats_1"]),
+        ({"levels": "embedding"}, ["image_embed"]),
+    ],
+)
+def test_safetensors(tmp_path, run, item, options, names):
+    expected = feature(run(item, feature_dtype="float32"), "chip_000003")
+    result = run(item, format="safetensors", **options)
+    assert result.chips_encoded == 12
+    folder = tmp_path / "out" / result.item.id
+    rows = manifest_of(result)
+    assert [Path(href).name for href in rows.feature_href][:2] == [
+        "chip_000000.safetensors",
+        "chip_000001.safetensors",
+    ]
+    assert result.item.properties["geosam:format"] == "safetensors"
+    assert [each["name"] for each in result.item.properties["geosam:features"]] == names
+    assert result.item.assets["manifest"].extra_fields["geosam:feature_files"] == {
+        "type": "application/octet-stream; application=safetensors",
+        "roles": ["data", "features"],
+    }
+    row = rows.set_index("chip_id").loc["chip_000003"]
+    data = (folder / row.feature_href).read_bytes()
+    assert (row.bytes, row.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    tensors, metadata = read(data)
+    assert list(tensors) == names
+    for name, tensor in tensors.items():
+        assert torch.allclose(tensor.float(), expected[name], rtol=1e-2, atol=1.5)
+    assert (metadata.chip_id, metadata.crs) == ("chip_000003", row.crs)
+    assert list(metadata.transform) == json.loads(row["transform"])
+    assert metadata.weights_sha256 == result.item.properties["geosam:weights_sha256"]
 
 
 def test_the_whole_of_it(tmp_path, run, item):

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from geosam_stac.config import EncodeConfig
 from geosam_stac.encoders import rate
 from geosam_stac.errors import UsageError
-from geosam_stac.planning import PT_OVERHEAD_BYTES, chips_outside
+from geosam_stac.planning import OVERHEAD_BYTES, chips_outside
+from geosam_stac.session import Session
 from tests import rasters
 from tests.fakes import fake_session
 
@@ -45,12 +47,40 @@ def test_numbers(tmp_path, item, fake_model):
     assert (found.resolution, found.unit, found.crs) == (10.0, "m", "EPSG:32614")
     assert found.bytes_to_read == 300 * 200 * 3 * 2
     tensors = 3 * (4 * 4 + 16 * 16 + 8 * 8) * 2
-    assert found.bytes_to_write == 54 * (tensors + PT_OVERHEAD_BYTES + 400)
+    assert found.bytes_to_write == 54 * (tensors + OVERHEAD_BYTES["pt"] + 400)
     assert found.objects == 54 + 4
     assert found.estimated_seconds == 54 * 0.5 / 2.0
     assert found.notices == ()
     assert json.loads(json.dumps(found.as_dict()))["chips"] == 54
     assert fake_model.loaded == []
+
+
+@pytest.mark.parametrize(
+    ("options", "tensor_bytes"),
+    [
+        ({"feature_dtype": "int8"}, 3 * (4 * 4 + 16 * 16 + 8 * 8)),
+        ({"levels": "embedding"}, 3 * 4 * 4 * 2),
+        ({"levels": "embedding", "feature_dtype": "float32"}, 3 * 4 * 4 * 4),
+    ],
+)
+def test_safetensors_bytes(tmp_path, item, fake_model, options, tensor_bytes):
+    found = plan(tmp_path, item, format="safetensors", **options)
+    assert found.bytes_to_write == 54 * (tensor_bytes + OVERHEAD_BYTES["safetensors"] + 400)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        ("sam2.1-hiera-small", {}, (1024, 512)),
+        ("sam3", {}, (1008, 504)),
+        ("sam3", {"stride": 1008}, (1008, 1008)),
+        ("sam3", {"chip_size": 600}, (600, 504)),
+    ],
+)
+def test_stride_follows_the_model(tmp_path, item, model, options, expected):
+    with Session(EncodeConfig(model=model, **options), cache_dir=tmp_path) as session:
+        found = session.plan(item)
+    assert (found.chip_px, found.stride_px) == expected
 
 
 def test_without_a_rate_there_is_no_estimate(tmp_path, item):

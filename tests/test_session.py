@@ -237,7 +237,9 @@ def test_what_the_user_says_goes_before_the_preset(tmp_path):
 
 def test_a_preset_and_its_options_written_out_are_one_digest(tmp_path):
     def digest(config):
-        return config.digest(model="m", weights_sha256="0", precision="fp32", chip_px=1024)
+        return config.digest(
+            model="m", weights_sha256="0", precision="fp32", chip_px=64, stride_px=32
+        )
 
     written = EncodeConfig(bands=("red", "green", "blue"), value_range="1000,4000").replace(
         {"mask": "scl:3,8,9,10"}

@@ -64,7 +64,7 @@ def encode(
     if config.out is None and not dry_run:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
     # Here, not above: these bring torch and GDAL, and take seconds.
-    from geosam_stac.encoders.checkpoints import default_cache_dir
+    from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
     from geosam_stac.session import Session
     from geosam_stac.sources import as_geojson
 
@@ -77,6 +77,7 @@ def encode(
             config,
             cache_dir=default_cache_dir(os.environ),
             sink=sink,
+            token=hugging_face_token(os.environ),
             profile=profile,
             access=inputs.access(profile, os.environ),
         ) as session:

@@ -90,13 +90,23 @@ def fetch_model(
     verbose: Verbose = False,
 ) -> None:
     """Fetch a model's weights into the cache; goes on where it broke off."""
-    from geosam_stac.encoders.checkpoints import default_cache_dir, fetch, file_sha256
+    from geosam_stac.encoders.checkpoints import (
+        default_cache_dir,
+        fetch,
+        file_sha256,
+        hugging_face_token,
+    )
     from geosam_stac.encoders.registry import find_model
 
     console.set_verbosity(quiet=quiet, verbose=verbose)
     entry = find_model(name)
     with console.ProgressSink() as sink:
-        path = fetch(entry, cache_dir=default_cache_dir(os.environ), sink=sink)
+        path = fetch(
+            entry,
+            cache_dir=default_cache_dir(os.environ),
+            sink=sink,
+            token=hugging_face_token(os.environ),
+        )
     if json_lines:
         console.result_json({"name": entry.name, "path": str(path), "sha256": file_sha256(path)})
     else:

@@ -60,6 +60,7 @@ METAVARS = {
     "out": "PATH|URL",
     "format": "NAME",
     "feature_dtype": "NAME",
+    "levels": "NAME",
     "max_chips": "N",
 }
 

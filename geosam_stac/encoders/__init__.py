@@ -2,7 +2,7 @@
 
 `registry` (which models there are), `checkpoints` (which weights, from where) import no torch;
 this module imports it when an encoder or model is loaded. A new family is one module with
-`ENCODER` and `load_model`, and one line in `FAMILIES`.
+`ENCODER`, `load_model` and `decode`, one line in `FAMILIES`, and its models in the registry.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "sam": "geosam_stac.encoders.sam",
     "sam2": "geosam_stac.encoders.sam2",
+    "sam3": "geosam_stac.encoders.sam3",
 }
 
 
@@ -32,7 +33,13 @@ class _Family(Protocol):
 
 
 def load_encoder(
-    entry: ModelEntry, weights: Weights, *, device: str, precision: str, feature_dtype: str
+    entry: ModelEntry,
+    weights: Weights,
+    *,
+    device: str,
+    precision: str,
+    feature_dtype: str,
+    levels: str = "all",
 ) -> ImageEncoder:
     """Build a model's image encoder, ready to use.
 
@@ -45,7 +52,9 @@ def load_encoder(
     precision
         auto, fp32, bf16 or fp16.
     feature_dtype
-        float16, float32 or bfloat16.
+        float16, float32, bfloat16, or int8 (then it gives float32: writing makes it int8).
+    levels
+        all, or embedding: then the image embedding is the only output.
 
     Raises
     ------
@@ -66,6 +75,7 @@ def load_encoder(
         device=device,
         precision=precision,
         feature_dtype=feature_dtype,
+        levels=levels,
     )
 
 
@@ -96,7 +106,7 @@ def _load(family: _Family, entry: ModelEntry, weights: Weights, device: str) -> 
         raise ConfigurationError(
             f"the package that builds {entry.name} is not installed",
             got=f"no module {error.name}",
-            hint=f"pip install {entry.package}",
+            hint=f"pip install '{entry.package}'",
         ) from error
 
 

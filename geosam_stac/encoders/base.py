@@ -34,8 +34,8 @@ __all__ = ["ImageEncoder", "TorchEncoder", "place", "resolve_device", "resolve_p
 class ImageEncoder(Protocol):
     """An encoder that is loaded. One thread at a time may use it.
 
-    `device` and `precision` are resolved ("cuda:0", "bf16"); `feature_dtype` is the output's
-    ("float16", "float32", "bfloat16").
+    `device` and `precision` are resolved ("cuda:0", "bf16"); `feature_dtype` is the files'
+    ("float16", "float32", "bfloat16", "int8"), and the output's but for int8.
     """
 
     @property
@@ -75,7 +75,10 @@ class TorchEncoder:
     device, precision
         Resolved: `cuda:0`, `bf16`.
     feature_dtype
-        `float16`, `float32` or `bfloat16`.
+        `float16`, `float32` or `bfloat16`; with `int8` the output is float32, since scales are
+        of a whole chip, and the file's matter.
+    levels
+        `all`, or `embedding`: the other outputs never leave the device.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class TorchEncoder:
         device: str,
         precision: str,
         feature_dtype: str,
+        levels: str = "all",
     ) -> None:
         entry = weights.entry
         self.model: Any = model  # upstream's modules are not typed
@@ -101,9 +105,10 @@ class TorchEncoder:
             input_px=entry.input_px,
             mean=entry.mean,
             std=entry.std,
-            outputs=entry.outputs,
+            outputs=entry.outputs_at(levels),
         )
-        self._dtype: torch.dtype = getattr(torch, feature_dtype)
+        output_dtype = "float32" if feature_dtype == "int8" else feature_dtype
+        self._dtype: torch.dtype = getattr(torch, output_dtype)
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(entry.mean, device=device).view(shape)
         self._std = torch.tensor(entry.std, device=device).view(shape)
@@ -180,7 +185,8 @@ class TorchEncoder:
             dtype=PRECISIONS[self.precision],
             enabled=self.precision != "fp32",
         ):
-            raw = self._forward(images)
+            outputs = self._forward(images)
+        raw = {output.name: outputs[output.name] for output in self.spec.outputs}
         cast = {name: tensor.to(self._dtype) for name, tensor in raw.items()}
         # One number a chip for all outputs: one wait for the device.
         finite = torch.stack([torch.isfinite(t).flatten(1).all(dim=1) for t in cast.values()])

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from geosam_stac.encoders.download import RetryPolicy, download, file_sha256, public_url
+from geosam_stac.encoders.download import (
+    Access,
+    RetryPolicy,
+    download,
+    file_sha256,
+    public_url,
+)
 from geosam_stac.encoders.registry import MODELS, ModelEntry
 from geosam_stac.errors import ConfigurationError, UsageError
 from geosam_stac.events import Notice, Sink, ignore
@@ -26,6 +32,7 @@ __all__ = [
     "default_cache_dir",
     "fetch",
     "file_sha256",
+    "hugging_face_token",
     "resolve",
     "verify",
 ]
@@ -83,6 +90,24 @@ def default_cache_dir(environ: Mapping[str, str]) -> Path:
     return (Path(home) if home else Path.home()) / ".cache" / "geosam-stac"
 
 
+def hugging_face_token(environ: Mapping[str, str]) -> str | None:
+    """The token that gated weights are asked with: `HF_TOKEN`, else the one `hf auth login` keeps.
+
+    That lies in `HF_TOKEN_PATH`, else `$HF_HOME/token`, else `~/.cache/huggingface/token`
+    (huggingface_hub/constants.py). None where there is none.
+    """
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if token := environ.get(name, "").strip():
+            return token
+    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache"
+    home = Path(environ.get("HF_HOME") or Path(cache) / "huggingface")
+    path = Path(environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    try:
+        return path.read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def cached_path(entry: ModelEntry, cache_dir: Path) -> Path:
     """Where the model's upstream file lies in the cache, or would lie."""
     return cache_dir / _base_name(entry.url)
@@ -95,6 +120,7 @@ def resolve(
     cache_dir: Path,
     sink: Sink = ignore,
     retry: RetryPolicy | None = None,
+    token: str | None = None,
 ) -> Weights:
     """Turn `--checkpoint` into weights that are there, fetching them where need be.
 
@@ -105,6 +131,8 @@ def resolve(
         weights. An http(s) URL: fetched once into the cache. Else the path of a file.
     entry, cache_dir, sink, retry
         The model, the cache, who hears of the fetch, and how often it tries.
+    token
+        A Hugging Face token (`hugging_face_token`), for models whose licence must be accepted.
 
     Raises
     ------
@@ -116,7 +144,7 @@ def resolve(
         As `fetch`.
     """
     if checkpoint is None:
-        place = _Place.of(entry, cache_dir)
+        place = _Place.of(entry, cache_dir, token)
         return _cached(entry, entry.url, place, label="upstream", sink=sink, retry=retry)
     if checkpoint.partition(":")[0].lower() == _UNTRAINED:
         seed = _seed(checkpoint)
@@ -137,7 +165,7 @@ def resolve(
             href=public_url(checkpoint),
             hint="Copy the file here and give --checkpoint PATH",
         )
-    place = _Place.of(checkpoint, cache_dir)
+    place = _Place.of(checkpoint, cache_dir, token)
     return _cached(entry, checkpoint, place, label=_base_name(checkpoint), sink=sink, retry=retry)
 
 
@@ -147,6 +175,7 @@ def fetch(
     cache_dir: Path,
     sink: Sink = ignore,
     retry: RetryPolicy | None = None,
+    token: str | None = None,
 ) -> Path:
     """Fetch a model's upstream file, or an http(s) URL, into the cache; its path there.
 
@@ -159,11 +188,12 @@ def fetch(
     TemporaryError
         The server cannot be reached, breaks off, throttles or fails, on every try.
     ConfigurationError
-        The server refuses (4xx), or gives a file of the wrong size or sha256.
+        The server refuses (4xx), or gives a file of the wrong size or sha256. Of gated weights
+        it says how to get access.
     StorageError
         The cache cannot be written.
     """
-    place = _Place.of(what, cache_dir)
+    place = _Place.of(what, cache_dir, token)
     if not place.path.exists():
         url = what if isinstance(what, str) else what.url
         _fetch(url, place, sink, retry)
@@ -223,26 +253,40 @@ class _Place:
     size_bytes: int | None
     sha256: str | None
     sha256_source: str | None
+    access: Access
 
     @classmethod
-    def of(cls, what: ModelEntry | str, cache_dir: Path) -> _Place:
+    def of(cls, what: ModelEntry | str, cache_dir: Path, token: str | None = None) -> _Place:
         if isinstance(what, ModelEntry):
             return cls(
                 path=cached_path(what, cache_dir),
                 size_bytes=what.size_bytes,
                 sha256=what.sha256,
                 sha256_source=what.sha256_source,
+                access=Access(token=token, licence_page=what.licence_page, licence=what.licence),
             )
         # The base name alone would make two addresses share a file.
         key = hashlib.sha256(what.partition("#")[0].encode()).hexdigest()[:16]
         path = cache_dir / f"{key}-{_base_name(what)}"
-        return cls(path=path, size_bytes=None, sha256=None, sha256_source=None)
+        return cls(
+            path=path,
+            size_bytes=None,
+            sha256=None,
+            sha256_source=None,
+            access=Access(token=token, licence_page=_licence_page(what)),
+        )
 
     def expected(self) -> tuple[str | None, str]:
         """The sha256 that the file must have, and who says so."""
         if self.sha256 is not None:
             return self.sha256, f"published at {self.sha256_source}"
         return _read_pin(self.path), f"pinned in {_pin_path(self.path).name}"
+
+
+def _licence_page(url: str) -> str | None:
+    """The page of the Hugging Face repository that a URL is of."""
+    match = re.match(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/resolve/", url)
+    return None if match is None else f"https://huggingface.co/{match[1]}"
 
 
 def _cached(
@@ -314,6 +358,7 @@ def _fetch(url: str, place: _Place, sink: Sink, retry: RetryPolicy | None) -> st
         sink=sink,
         retry=retry or RetryPolicy(),
         before_commit=pin,
+        access=place.access,
     )
 
 

@@ -19,7 +19,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -31,6 +31,7 @@ from geosam_stac.events import Download, Notice, Sink
 # What is lost when a connection breaks: urllib3 hands out whole chunks only. With 1 MiB a line
 # that breaks more often than that would never come any further.
 _CHUNK_BYTES = 1 << 16
+TOKEN_HOSTS = ("https://huggingface.co",)
 _RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -77,6 +78,29 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """What opens a gated file: a Hugging Face token, and the page where its licence is accepted.
+
+    The token goes to `TOKEN_HOSTS` alone, and never into a message. `licence_page` is None
+    for a file that anybody may fetch, or of which nothing is known.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    licence_page: str | None = None
+    licence: str | None = None
+
+    def headers(self, url: str) -> dict[str, str]:
+        """What this URL is asked with; requests drops it where it is redirected to another host."""
+        parts = urlsplit(url)
+        if self.token is None or f"{parts.scheme}://{parts.netloc}" not in TOKEN_HOSTS:
+            return {}
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+OPEN = Access()
+
+
 def download(
     url: str,
     dest: Path,
@@ -86,6 +110,7 @@ def download(
     sink: Sink,
     retry: RetryPolicy,
     before_commit: Callable[[str], None],
+    access: Access = OPEN,
 ) -> str:
     """Fetch `url` to `dest`, unless another process has done so meanwhile.
 
@@ -99,6 +124,8 @@ def download(
         Gets Download events and notices of new tries; how often to try.
     before_commit
         Called with the file's sha256 once it is whole and right, before it gets its name.
+    access
+        The token to ask with, and what to tell where it is refused.
 
     Returns
     -------
@@ -110,7 +137,8 @@ def download(
     TemporaryError
         The server cannot be reached, breaks off or refuses, for `retry.attempts` tries.
     ConfigurationError
-        The server has no such file (4xx), or the file has the wrong size or sha256.
+        The server has no such file or does not give it (4xx), or the file has the wrong size or
+        sha256.
     StorageError
         `dest` cannot be written.
     """
@@ -126,6 +154,7 @@ def download(
                     sha256=sha256,
                     sink=sink,
                     retry=retry,
+                    access=access,
                 )
                 got = file_sha256(part)
                 if sha256 is not None and got != sha256:
@@ -160,6 +189,7 @@ def _fill(
     sha256: str | None,
     sink: Sink,
     retry: RetryPolicy,
+    access: Access,
 ) -> None:
     """Try until `part` holds the whole file, or give up."""
     with requests.Session() as session:
@@ -174,6 +204,7 @@ def _fill(
                     sha256=sha256,
                     sink=sink,
                     timeout_s=retry.timeout_s,
+                    access=access,
                 )
                 return
             except _BrokenError as broken:
@@ -199,10 +230,12 @@ def _attempt(
     sha256: str | None,
     sink: Sink,
     timeout_s: tuple[float, float],
+    access: Access,
 ) -> None:
     """One request; appends to `part` where the server lets us, else starts it again."""
     offset = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"}  # or Content-Length would be of compressed bytes
+    headers = access.headers(url)
+    headers["Accept-Encoding"] = "identity"  # or Content-Length would be of compressed bytes
     validator = _validator(part, url)
     if offset and (validator or sha256):
         # Without a validator a changed file would be glued to the old one's head: then only a
@@ -218,7 +251,7 @@ def _attempt(
                     return
                 _drop(part)
                 raise _BrokenError("the file on the server has changed")
-            _check_status(response, url)
+            _check_status(response, url, access)
             resumed = response.status_code == 206
             if resumed and not _continues(response, offset):
                 _drop(part)
@@ -261,7 +294,7 @@ def _attempt(
         raise _BrokenError(f"the server broke off at {done} of {total} bytes")
 
 
-def _check_status(response: requests.Response, url: str) -> None:
+def _check_status(response: requests.Response, url: str, access: Access) -> None:
     status = response.status_code
     if status in (200, 206):
         return
@@ -271,10 +304,33 @@ def _check_status(response: requests.Response, url: str) -> None:
             f"the server answers {status} {response.reason}",
             retry_after_s=float(after) if after.isdigit() else None,
         )
+    if status in (401, 403) and access.licence_page is not None:
+        raise _gated(status, url, access)
     raise ConfigurationError(
         f"the server does not give the checkpoint: {status} {response.reason}",
         href=public_url(url),
         hint="Check the address, or fetch the file elsewhere and give --checkpoint PATH",
+    )
+
+
+def _gated(status: int, url: str, access: Access) -> ConfigurationError:
+    if access.token is None:
+        got = f"no token ({status})"
+        step = "then set HF_TOKEN to a read token of that account"
+    elif status == 401:
+        got = "a token that Hugging Face does not know (401)"
+        step = "then set HF_TOKEN to a valid read token of that account"
+    else:
+        got = "a token whose account has no access yet (403)"
+        step = "wait until access is granted (the page says so), and try again"
+    return ConfigurationError(
+        "these weights are given only to those who accept their licence"
+        + (f" ({access.licence})" if access.licence else ""),
+        href=public_url(url),
+        expected="a Hugging Face account with access",
+        got=got,
+        hint=f"Sign in and ask for access at {access.licence_page}, {step}. Or fetch the file in a "
+        "browser and give --checkpoint PATH, or try the pipeline with --checkpoint untrained",
     )
 
 

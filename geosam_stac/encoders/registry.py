@@ -15,6 +15,11 @@ from geosam_stac.types import TensorSpec
 # (0.485.. and 0.229.. of 0..1 values) are the same ImageNet numbers; here of 0..255 values.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
+# sam3 maps 0..1 to -1..1 (transformers Sam3ImageProcessor: mean and std 0.5).
+_SAM3_MEAN = _SAM3_STD = (127.5, 127.5, 127.5)
+
+LEVELS = ("all", "embedding")
+"""Which outputs are kept: all, or the image embedding alone."""
 
 _EMBED = TensorSpec(name="image_embed", shape=(256, 64, 64), stride_px=16)
 _SAM_OUTPUTS = (_EMBED,)
@@ -22,6 +27,12 @@ _SAM2_OUTPUTS = (
     _EMBED,
     TensorSpec(name="high_res_feats_0", shape=(32, 256, 256), stride_px=4),
     TensorSpec(name="high_res_feats_1", shape=(64, 128, 128), stride_px=8),
+)
+# image_embed, then the decoder's two finer levels; patches of 14 px, 72 a side.
+_SAM3_OUTPUTS = (
+    TensorSpec(name="image_embed", shape=(256, 72, 72), stride_px=14),
+    TensorSpec(name="high_res_feats_0", shape=(32, 288, 288), stride_px=3.5),
+    TensorSpec(name="high_res_feats_1", shape=(64, 144, 144), stride_px=7),
 )
 
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -43,12 +54,15 @@ class ModelEntry:
     """One model that can encode images.
 
     `name` is the upstream one without the organisation; `family` the `model_type` of the .pt
-    payload ("sam", "sam2"); `version` "1", "2.0" or "2.1". `package` builds it, with `build_key`:
-    a key of `sam_model_registry`, or the config file inside the sam2 package.
+    payload ("sam", "sam2", "sam3"); `version` "1", "2.0", "2.1" or "3". `package` builds it, with
+    `build_key`: a key of `sam_model_registry`, the config file inside the sam2 package, or the
+    class in transformers.
     `embed_dim` and `depth` (width of the first stage, number of blocks) tell checkpoints apart.
     `url` is the upstream file, `size_bytes` its size, `sha256` its checksum, with the page that
     says so in `sha256_source`; both None where nothing citable was found (then the first fetch
     pins it). `checkpoint_name` is the base name that Geo-SAM expects (SPEC-geosam section 3).
+    `licence_page`: where an account must accept the licence before the file can be fetched; None
+    where anybody can. `stride_px`: the step between chips where the user names none.
     `mean`, `std`: per RGB channel, of 0..255 values. `outputs`: what `encode` gives.
     `tflop_per_chip`: 1e12 floating point operations to encode one image (a multiply and an add
     are two), counted by torch.utils.flop_counter on the upstream model.
@@ -73,6 +87,12 @@ class ModelEntry:
     std: tuple[float, float, float]
     outputs: tuple[TensorSpec, ...]
     tflop_per_chip: float
+    stride_px: int = 512
+    licence_page: str | None = None
+
+    def outputs_at(self, levels: str) -> tuple[TensorSpec, ...]:
+        """The outputs that `--levels` keeps: `all`, or `embedding`, which leaves one."""
+        return self.outputs if levels == "all" else self.outputs[:1]
 
 
 def _sam(
@@ -152,6 +172,39 @@ def _sam2(
         outputs=_SAM2_OUTPUTS,
         tflop_per_chip=tflop,
     )
+
+
+_SAM3 = ModelEntry(
+    name="sam3",
+    family="sam3",
+    version="3",
+    package="geosam-stac[sam3]",
+    build_key="Sam3TrackerModel",
+    embed_dim=1024,
+    depth=32,
+    aliases=("sam3-image", "sam3-tracker"),
+    url=f"{_HF}facebook/sam3/resolve/main/sam3.pt",
+    size_bytes=3_450_062_241,
+    sha256="9999e2341ceef5e136daa386eecb55cb414446a00ac2b55eb2dfd2f7c3cf8c9e",
+    sha256_source=f"{_HF}Majidfida/Sam3/commit/633ce0d8eaa378390409f9d799ffeeb380a5535f (mirror)",
+    licence="SAM License",
+    checkpoint_name="sam3.pt",
+    input_px=1008,
+    mean=_SAM3_MEAN,
+    std=_SAM3_STD,
+    outputs=_SAM3_OUTPUTS,
+    tflop_per_chip=5.613,
+    stride_px=504,
+    licence_page=f"{_HF}facebook/sam3",
+)
+
+# Asked for by name, and no use here: why, in words that end the sentence "MODEL ...".
+NOT_REUSABLE = {
+    "sam3.1": "cannot be encoded here: transformers has no class for its multiplex tracker, and "
+    "features without that tracker's decoder cannot be prompted",
+    "sam3-detector": "finds what a text names: its features cannot be reused for points and boxes",
+    "fastsam": "segments everything at once: it has no decoder that prompts cached features",
+}
 
 
 MODELS: tuple[ModelEntry, ...] = (
@@ -241,6 +294,7 @@ MODELS: tuple[ModelEntry, ...] = (
         sha256="2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
         sha256_source=_SAM21_CITATION,
     ),
+    _SAM3,
 )
 
 
@@ -252,12 +306,18 @@ def find_model(name: str) -> ModelEntry:
     Raises
     ------
     ConfigurationError
-        No model has this name; the error lists the near ones, or all.
+        No model has this name: the error lists the near ones, or all. Or its features cannot be
+        reused.
     """
     wanted = _plain(name)
     known = {_plain(form): entry for entry in MODELS for form in (entry.name, *entry.aliases)}
     if wanted in known:
         return known[wanted]
+    for prefix, reason in NOT_REUSABLE.items():
+        if wanted.startswith(prefix):
+            raise ConfigurationError(
+                f"{name} {reason}", hint="Give --model sam3, or another of `models list`"
+            )
     near = dict.fromkeys(
         known[match].name for match in difflib.get_close_matches(wanted, known, n=6, cutoff=0.6)
     )

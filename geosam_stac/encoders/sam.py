@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from geosam_stac.encoders.base import TorchEncoder, place
 from geosam_stac.encoders.checkpoints import Weights
 from geosam_stac.encoders.registry import ModelEntry
 from geosam_stac.encoders.weights import load_weights
+
+if TYPE_CHECKING:
+    from geosam_stac.encoders.prompts import Masks, Prompts
 
 
 class SamEncoder(TorchEncoder):
@@ -41,3 +45,22 @@ def load_model(entry: ModelEntry, weights: Weights, device: str) -> nn.Module:
         unwrap=lambda content: content,  # the files are plain state dicts
     )
     return place(model, device)
+
+
+@torch.inference_mode()
+def decode(model: Any, tensors: Mapping[str, torch.Tensor], prompts: Prompts) -> Masks:
+    """As `SamPredictor.predict_torch` does; see `prompts.decode`."""
+    from geosam_stac.encoders.prompts import Masks
+
+    points, labels, box = prompts.tensors(tensors["image_embed"])
+    sparse, dense = model.prompt_encoder(
+        points=None if points is None else (points, labels), boxes=box, masks=None
+    )
+    logits, scores = model.mask_decoder(
+        image_embeddings=tensors["image_embed"],
+        image_pe=model.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=prompts.multimask,
+    )
+    return Masks(logits=logits[0], scores=scores[0])

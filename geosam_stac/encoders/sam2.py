@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from geosam_stac.encoders.base import TorchEncoder, place
 from geosam_stac.encoders.checkpoints import Weights
 from geosam_stac.encoders.registry import ModelEntry
 from geosam_stac.encoders.weights import load_weights
+
+if TYPE_CHECKING:
+    from geosam_stac.encoders.prompts import Masks, Prompts
 
 # As sam2.build_sam.build_sam2 does by default, and ultralytics always. It touches the mask
 # decoder only: a single mask that is not stable falls back to the best of the three.
@@ -57,6 +61,31 @@ def load_model(entry: ModelEntry, weights: Weights, device: str) -> nn.Module:
         unwrap=lambda content: content.get("model") if isinstance(content, dict) else None,
     )
     return place(model, device)
+
+
+@torch.inference_mode()
+def decode(model: Any, tensors: Mapping[str, torch.Tensor], prompts: Prompts) -> Masks:
+    """As `SAM2ImagePredictor._predict` does; see `prompts.decode`."""
+    from geosam_stac.encoders.prompts import Masks
+
+    points, labels, box = prompts.tensors(tensors["image_embed"])
+    if box is not None:
+        # SAM 2 takes a box as two points, labelled 2 and 3, before the others.
+        corners = box.view(1, 2, 2)
+        ends = torch.tensor([[2, 3]], dtype=torch.int32, device=box.device)
+        points = corners if points is None else torch.cat([corners, points], dim=1)
+        labels = ends if labels is None else torch.cat([ends, labels], dim=1)
+    sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+    logits, scores, _, _ = model.sam_mask_decoder(
+        image_embeddings=tensors["image_embed"],
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=prompts.multimask,
+        repeat_image=False,
+        high_res_features=[tensors["high_res_feats_0"], tensors["high_res_feats_1"]],
+    )
+    return Masks(logits=logits[0], scores=scores[0])
 
 
 def _build(config: str) -> nn.Module:

@@ -38,6 +38,7 @@ def load_weights(
     *,
     build: Callable[[], nn.Module],
     unwrap: Callable[[object], object],
+    convert: Callable[[StateDict], StateDict] | None = None,
 ) -> nn.Module:
     """Build a model on the CPU, in eval mode, and fill it, strictly.
 
@@ -51,6 +52,8 @@ def load_weights(
         Builds the upstream model.
     unwrap
         Finds the state dict in what the family's files hold.
+    convert
+        Gives its tensors the names, and the shapes, that the model has.
 
     Raises
     ------
@@ -59,6 +62,8 @@ def load_weights(
     """
     # Read first: a wrong file is told before a large model is built.
     state = None if weights.path is None else read_state(weights, unwrap)
+    if state is not None and convert is not None:
+        state = convert(state)
     with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
         if weights.seed is not None:
             torch.manual_seed(weights.seed)
@@ -94,6 +99,8 @@ def read_state(weights: Weights, unwrap: Callable[[object], object]) -> StateDic
     _require_safe_torch()
     path = weights.path
     assert path is not None
+    if path.is_file() and _is_safetensors(path):
+        return _read_safetensors(weights, path)
     zipped = zipfile.is_zipfile(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
@@ -130,16 +137,30 @@ def read_state(weights: Weights, unwrap: Callable[[object], object]) -> StateDic
     raise _refused(weights, "the checkpoint file holds no state dict of this kind of model")
 
 
+# Where families keep their image encoders: prefix, its patch embedding, its blocks. SAM 3 has
+# three: Meta's file, Hugging Face's file, and the model in transformers.
+_HUB_PATCH = "embeddings.patch_embeddings.projection"
+_TRUNKS = (
+    ("sam2", "image_encoder.trunk.", "patch_embed.proj", "blocks"),
+    ("sam", "image_encoder.", "patch_embed.proj", "blocks"),
+    ("sam3", "detector.backbone.vision_backbone.trunk.", "patch_embed.proj", "blocks"),
+    ("sam3", "detector_model.vision_encoder.backbone.", _HUB_PATCH, "layers"),
+    ("sam3", "vision_encoder.backbone.", _HUB_PATCH, "layers"),
+)
+
+
 def identify(state: StateDict) -> ModelEntry | None:
     """The model that a state dict is of, by its first stage, its blocks and its extra keys."""
-    for family, trunk in (("sam2", "image_encoder.trunk."), ("sam", "image_encoder.")):
-        patch = state.get(f"{trunk}patch_embed.proj.weight")
+    for family, trunk, patch_name, blocks in _TRUNKS:
+        patch = state.get(f"{trunk}{patch_name}.weight")
         if patch is None:
             continue
-        block = re.compile(re.escape(trunk) + r"blocks\.(\d+)\.")
+        block = re.compile(re.escape(f"{trunk}{blocks}.") + r"(\d+)\.")
         depth = len({match[1] for key in state if (match := block.match(key))})
-        # New in SAM 2.1: sam2/modeling/sam2_base.py, no_obj_embed_spatial=True in its configs.
-        version = "1" if family == "sam" else "2.1" if "no_obj_embed_spatial" in state else "2.0"
+        version = {"sam": "1", "sam3": "3"}.get(family)
+        if version is None:
+            # New in SAM 2.1: sam2/modeling/sam2_base.py, no_obj_embed_spatial=True in its configs.
+            version = "2.1" if "no_obj_embed_spatial" in state else "2.0"
         return next(
             (
                 entry
@@ -150,6 +171,25 @@ def identify(state: StateDict) -> ModelEntry | None:
             None,
         )
     return None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the file's beginning: the length of a JSON object, and its brace. No pickle has that."""
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return len(start) == 9 and start[8:] == b"{" and length <= path.stat().st_size
+
+
+def _read_safetensors(weights: Weights, path: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: StateDict = load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(weights, path) from error
+    return state
 
 
 def _fill(model: nn.Module, state: StateDict, weights: Weights) -> None:

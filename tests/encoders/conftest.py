@@ -20,7 +20,8 @@ class FileServer:
     """Serves `body` at every path; what it does wrong is set by attributes.
 
     `break_after`: bytes after which the connection is cut, one entry a request (None: not cut).
-    `statuses`: answered before the body, one a request. `requests`: (path, Range, If-Range) seen.
+    `statuses`: answered before the body, one a request. `requests`: (path, Range, If-Range) seen;
+    `authorizations`: that header of each request.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class FileServer:
         self.statuses: list[int] = []
         self.headers: dict[str, str] = {}
         self.requests: list[tuple[str, str | None, str | None]] = []
+        self.authorizations: list[str | None] = []
         self.delay = threading.Event()
         self.delay.set()
         self._lock = threading.Lock()
@@ -63,6 +65,7 @@ class FileServer:
                 asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
                 with server._lock:
                     server.requests.append((self.path, asked, condition))
+                    server.authorizations.append(self.headers.get("Authorization"))
                     status = server.statuses.pop(0) if server.statuses else 200
                     cut = server.break_after.pop(0) if server.break_after else None
                 if status != 200:

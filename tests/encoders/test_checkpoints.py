@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from geosam_stac.encoders import checkpoints
+from geosam_stac.encoders import checkpoints, download
 from geosam_stac.encoders.checkpoints import (
     cached_path,
     default_cache_dir,
     fetch,
     file_sha256,
+    hugging_face_token,
     resolve,
     verify,
 )
@@ -263,6 +264,83 @@ def test_unreachable(server: FileServer, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(TemporaryError, match="cannot be reached"):
         fetch(entry, cache_dir=tmp_path, retry=dataclasses.replace(NO_WAIT, attempts=2))
+
+
+@pytest.fixture
+def gated(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> ModelEntry:
+    """A model whose file asks for a token, at a host that may be sent one."""
+    monkeypatch.setattr(download, "TOKEN_HOSTS", (server.url("").rstrip("/"),))
+    return dataclasses.replace(
+        entry_of(server, sha256=server.sha256),
+        licence="SAM License",
+        licence_page="https://huggingface.co/facebook/sam3",
+    )
+
+
+def test_gated_with_a_token(server: FileServer, gated: ModelEntry, tmp_path: Path) -> None:
+    server.break_after = [30 * CHUNK]
+    weights = resolve(gated, None, cache_dir=tmp_path, retry=NO_WAIT, token="hf_SECRET")
+    assert weights.upstream
+    assert server.authorizations == ["Bearer hf_SECRET"] * 2
+    notes = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert "SECRET" not in notes
+
+
+@pytest.mark.parametrize(
+    ("status", "token", "words"),
+    [
+        (401, None, ["no token (401)", "set HF_TOKEN to a read token"]),
+        (403, None, ["no token (403)", "set HF_TOKEN to a read token"]),
+        (401, "hf_SECRET", ["does not know (401)", "set HF_TOKEN to a valid read token"]),
+        (403, "hf_SECRET", ["no access yet (403)", "wait until access is granted"]),
+    ],
+)
+def test_gated_and_refused(
+    server: FileServer,
+    gated: ModelEntry,
+    tmp_path: Path,
+    status: int,
+    token: str | None,
+    words: list[str],
+) -> None:
+    server.statuses = [status]
+    with pytest.raises(ConfigurationError, match=r"accept their licence \(SAM License\)") as caught:
+        resolve(gated, None, cache_dir=tmp_path, retry=NO_WAIT, token=token)
+    text = str(caught.value)
+    assert len(server.requests) == 1, "refused is not retried"
+    assert all(word in text for word in words)
+    assert "https://huggingface.co/facebook/sam3" in text
+    assert "--checkpoint PATH" in text
+    assert "SECRET" not in text + repr(caught.value.__cause__)
+    assert caught.value.exit_code == 78
+
+
+def test_other_hosts_get_no_token(server: FileServer, tmp_path: Path) -> None:
+    fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT, token="hf_SECRET")
+    assert server.authorizations == [None]
+    access = download.Access(token="hf_SECRET")
+    assert access.headers("https://huggingface.co/facebook/sam3/resolve/main/sam3.pt")
+    for url in (
+        "http://huggingface.co/x",
+        "https://huggingface.co.evil.org/x",
+        "https://huggingface.co@evil.org/x",
+        "https://evil.org/huggingface.co",
+    ):
+        assert access.headers(url) == {}
+    assert "SECRET" not in repr(access)
+
+
+def test_hugging_face_token(tmp_path: Path) -> None:
+    kept = tmp_path / ".cache" / "huggingface" / "token"
+    assert hugging_face_token({"HOME": str(tmp_path)}) is None
+    kept.parent.mkdir(parents=True)
+    kept.write_text("hf_kept\n")
+    assert hugging_face_token({"HOME": str(tmp_path)}) == "hf_kept"
+    assert hugging_face_token({"HOME": "/x", "HF_HOME": str(kept.parent)}) == "hf_kept"
+    assert hugging_face_token({"HOME": str(tmp_path), "HF_TOKEN": " hf_own "}) == "hf_own"
+    assert hugging_face_token({"HF_TOKEN_PATH": str(kept)}) == "hf_kept"
+    kept.write_bytes(b"\xff")
+    assert hugging_face_token({"HF_TOKEN_PATH": str(kept)}) is None
 
 
 def test_404_is_not_retried(server: FileServer, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def test_names_and_geosam_file_names() -> None:
         "sam2.1-hiera-small": "sam2.1_s.pt",
         "sam2.1-hiera-base-plus": "sam2.1_b.pt",
         "sam2.1-hiera-large": "sam2.1_l.pt",
+        "sam3": "sam3.pt",
     }
 
 
@@ -62,6 +63,8 @@ def test_every_checksum_is_cited() -> None:
         ("ViT-H", "sam-vit-huge"),
         ("sam_l", "sam-vit-large"),
         ("sam_vit_b_01ec64.pth", "sam-vit-base"),
+        ("facebook/sam3", "sam3"),
+        ("SAM3.pt", "sam3"),
         (DEFAULT_MODEL, "sam2.1-hiera-base-plus"),
     ],
 )
@@ -86,6 +89,31 @@ def test_unknown_name_far_from_all_lists_all() -> None:
     with pytest.raises(ConfigurationError) as caught:
         find_model("resnet")
     assert all(entry.name in str(caught.value) for entry in MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sam3.1_multiplex.pt", "multiplex tracker"),
+        ("sam3-detector", "cannot be reused for points and boxes"),
+        ("FastSAM-s.pt", "no decoder that prompts cached features"),
+    ],
+)
+def test_models_whose_features_cannot_be_reused(name: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match="Give --model sam3") as caught:
+        find_model(name)
+    assert str(caught.value).startswith(name)
+    assert words in str(caught.value)
+
+
+def test_levels_and_strides() -> None:
+    names = ("image_embed", "high_res_feats_0", "high_res_feats_1")
+    for entry in MODELS:
+        outputs = [output.name for output in entry.outputs_at("all")]
+        assert outputs == list(names[: 1 if entry.family == "sam" else 3])
+        assert [output.name for output in entry.outputs_at("embedding")] == ["image_embed"]
+        assert (entry.input_px, entry.stride_px) in [(1024, 512), (1008, 504)]
+        assert entry.stride_px * 2 == entry.input_px
 
 
 def test_registry_and_checkpoints_import_no_torch() -> None:

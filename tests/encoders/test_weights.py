@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -224,11 +225,35 @@ def test_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "segment_anything", None)
-    with pytest.raises(ConfigurationError, match="pip install segment-anything"):
+    with pytest.raises(ConfigurationError, match="pip install 'segment-anything'"):
         untrained(SAM)
 
 
-@pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.name)
+def test_safetensors_fill_the_model(tiny_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(tiny_state, path)
+    loaded = load_model(TINY, of_file(TINY, path), "cpu").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tiny_state.items())
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert "cut short" in refusal(TINY, path)
+    path.write_bytes(content[:8] + b"{{" + content[10:])
+    assert "damaged" in refusal(TINY, path)
+
+
+@pytest.mark.parametrize("prefix", ["detector.backbone.vision_backbone.trunk.", "x"])
+def test_sam3_file_for_sam2(prefix: str, tmp_path: Path) -> None:
+    state = {f"{prefix}blocks.{i}.norm1.weight": torch.ones(1) for i in range(32)}
+    state[f"{prefix}patch_embed.proj.weight"] = torch.ones(1024, 1, 1, 1)
+    path = tmp_path / "sam3.pt"
+    torch.save(state, path)
+    text = refusal(TINY, path)
+    assert ("looks like a sam3 checkpoint" in text) == (prefix != "x")
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in MODELS if entry.family != "sam3"], ids=lambda entry: entry.name
+)
 def test_every_model_is_what_the_registry_says(entry: ModelEntry) -> None:
     """Size of the published file, output shapes and work, without computing anything."""
     encoder = load_encoder(

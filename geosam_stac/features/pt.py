@@ -1,44 +1,28 @@
-"""Features of one chip <-> the bytes of a Geo-SAM `.pt` file (SPEC-geosam section 3).
-
-Imports torch; must not import storage, manifest, item or encoders.
-"""
+"""Features of one chip <-> the bytes of a Geo-SAM `.pt` file (SPEC-geosam section 3)."""
 
 from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from geosam_stac.errors import DataError, GeosamStacError
+from geosam_stac.errors import DataError, UsageError
+from geosam_stac.features.payload import (
+    DTYPES,
+    HIGH_RES_PREFIX,
+    IMAGE_EMBED,
+    FeatureMetadata,
+    broken,
+    checked,
+    finite,
+)
 from geosam_stac.types import EncoderSpec, Features
 
-IMAGE_EMBED = "image_embed"
-HIGH_RES_PREFIX = "high_res_feats_"
-DTYPES: Mapping[str, torch.dtype] = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-}
-_ZIP_MAGIC = b"PK\x03\x04"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureMetadata:
-    """What a feature file says beside its tensors.
-
-    `checkpoint_path` is the Geo-SAM base name of the weights; `src_shape` the chip's own (rows,
-    columns) in px, `dst_shape` the model's input; `feature_kind` "sam" or "sam2".
-    """
-
-    model_type: str
-    checkpoint_path: str
-    src_shape: tuple[int, int]
-    dst_shape: tuple[int, int]
-    feature_kind: str
+ZIP_MAGIC = b"PK\x03\x04"
 
 
 def to_pt(features: Features, *, spec: EncoderSpec, dtype: str = "float16") -> bytes:
@@ -63,51 +47,73 @@ def to_pt(features: Features, *, spec: EncoderSpec, dtype: str = "float16") -> b
 
     Raises
     ------
+    UsageError
+        `dtype` is int8, which Geo-SAM cannot read.
     DataError
-        A value is not finite, or not within the range of `dtype`.
+        A value is not finite, or not within the range of `dtype`; or the high-resolution levels
+        of a model that needs them were left out.
     GeosamStacError
         The tensors are not those of `spec`: a defect of ours.
     """
-    chip = features.ref.chip_id
-    tensors: dict[str, torch.Tensor] = {}
-    for output in spec.outputs:
-        tensor = features.tensors.get(output.name)
-        shape = None if tensor is None else tuple(tensor.shape)
-        if tensor is None or shape != output.shape:
-            raise GeosamStacError(
-                f"the encoder's tensor {output.name} has another shape than declared",
-                chip=chip,
-                expected=str(output.shape),
-                got=str(shape),
-            )
-        # copy=True: torch.save writes the whole storage that a view belongs to.
-        cast = tensor.detach().to(
-            device="cpu", dtype=DTYPES[dtype], copy=True, memory_format=torch.contiguous_format
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"a .pt file cannot hold {dtype}: Geo-SAM's engine knows no scales",
+            expected=f"one of {', '.join(DTYPES)}",
+            hint="Give --format safetensors for int8",
         )
-        if not bool(torch.isfinite(cast).all()):
-            raise DataError(
-                f"the feature {output.name} holds values that are not finite as {dtype}",
-                chip=chip,
-                hint="Try --feature-dtype float32 --precision fp32",
-            )
-        tensors[output.name] = cast.unsqueeze(0)
-    high_res = [tensors[name] for name in sorted(tensors) if name.startswith(HIGH_RES_PREFIX)]
     window = features.ref.window
+    return _save(
+        checked(features, spec, dtype),
+        FeatureMetadata(
+            model_type=spec.family,
+            checkpoint_path=spec.checkpoint_name,
+            src_shape=(window.height, window.width),
+            dst_shape=(spec.input_px, spec.input_px),
+            feature_kind=_kind(spec.family),
+        ),
+    )
+
+
+def pack_pt(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata, *, dtype: str) -> bytes:
+    """What another format held, as a `.pt` file; DataError where that lacks a level or range."""
+    cast = {
+        name: finite(name, tensor, dtype, chip=metadata.chip_id) for name, tensor in tensors.items()
+    }
+    return _save(cast, metadata)
+
+
+def _save(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata) -> bytes:
+    batch = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
+    high_res = [batch[name] for name in sorted(batch) if name.startswith(HIGH_RES_PREFIX)]
+    if metadata.feature_kind == "sam2" and not high_res:
+        raise DataError(
+            f"{metadata.model_type} features without their high-resolution levels are no use to "
+            "Geo-SAM: its decoder needs them",
+            chip=metadata.chip_id,
+            expected=f"{IMAGE_EMBED}, {HIGH_RES_PREFIX}0, {HIGH_RES_PREFIX}1",
+            got=", ".join(tensors),
+            hint="Encode again with --levels all, or keep the safetensors file",
+        )
     payload = {
-        "model_type": spec.family,
-        "checkpoint_path": spec.checkpoint_name,
-        "src_shape": (window.height, window.width),
-        "dst_shape": (spec.input_px, spec.input_px),
-        "feature_kind": "sam2" if high_res else "sam",
+        # pickle writes an object once: equal texts must be one object, or the bytes would differ.
+        "model_type": sys.intern(metadata.model_type),
+        "checkpoint_path": sys.intern(metadata.checkpoint_path),
+        "src_shape": metadata.src_shape,
+        "dst_shape": metadata.dst_shape,
+        "feature_kind": sys.intern(metadata.feature_kind),
         "features": (
-            {IMAGE_EMBED: tensors[IMAGE_EMBED], "high_res_feats": high_res}
+            {IMAGE_EMBED: batch[IMAGE_EMBED], "high_res_feats": high_res}
             if high_res
-            else tensors[IMAGE_EMBED]
+            else batch[IMAGE_EMBED]
         ),
     }
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     return buffer.getvalue()
+
+
+def _kind(family: str) -> str:
+    return "sam" if family == "sam" else "sam2"
 
 
 def from_pt(data: bytes) -> tuple[dict[str, torch.Tensor], FeatureMetadata]:
@@ -127,8 +133,8 @@ def from_pt(data: bytes) -> tuple[dict[str, torch.Tensor], FeatureMetadata]:
         Truncated, corrupt, or no feature file.
     """
     # Older pickle formats of torch.load are a larger surface, and nobody writes them any more.
-    if not data.startswith(_ZIP_MAGIC):
-        raise _broken("it is no torch archive")
+    if not data.startswith(ZIP_MAGIC):
+        raise broken("it is no torch archive")
     try:
         payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (
@@ -142,9 +148,9 @@ def from_pt(data: bytes) -> tuple[dict[str, torch.Tensor], FeatureMetadata]:
         AssertionError,
         OSError,
     ) as error:
-        raise _broken(f"{type(error).__name__} from torch.load") from error
+        raise broken(f"{type(error).__name__} from torch.load") from error
     if not isinstance(payload, dict):
-        raise _broken(f"a {type(payload).__name__} instead of a dict")
+        raise broken(f"a {type(payload).__name__} instead of a dict")
     return _tensors(payload.get("features")), _metadata(payload)
 
 
@@ -153,18 +159,18 @@ def _metadata(payload: Mapping[str, Any]) -> FeatureMetadata:
     shapes = {name: payload.get(name) for name in ("src_shape", "dst_shape")}
     for name, text in texts.items():
         if not isinstance(text, str):
-            raise _broken(f"{name} is {text!r:.80}")
+            raise broken(f"{name} is {text!r:.80}")
     for name, shape in shapes.items():
         if (
             not isinstance(shape, tuple | list)
             or len(shape) != 2
             or not all(isinstance(size, int) and size > 0 for size in shape)
         ):
-            raise _broken(f"{name} is {shape!r:.80}")
+            raise broken(f"{name} is {shape!r:.80}")
     # geosam itself derives the kind from the features and does not ask for this key.
     kind = "sam2" if isinstance(payload["features"], dict) else "sam"
     if payload.get("feature_kind", kind) != kind:
-        raise _broken(f"feature_kind is {payload['feature_kind']!r:.80} for {kind} features")
+        raise broken(f"feature_kind is {payload['feature_kind']!r:.80} for {kind} features")
     return FeatureMetadata(
         model_type=str(texts["model_type"]),
         checkpoint_path=str(texts["checkpoint_path"]),
@@ -178,7 +184,7 @@ def _tensors(content: object) -> dict[str, torch.Tensor]:
     if isinstance(content, dict):
         high_res = content.get("high_res_feats")
         if not isinstance(high_res, tuple | list):
-            raise _broken("high_res_feats is missing")
+            raise broken("high_res_feats is missing")
         named = {IMAGE_EMBED: content.get(IMAGE_EMBED)}
         named |= {f"{HIGH_RES_PREFIX}{index}": tensor for index, tensor in enumerate(high_res)}
     else:
@@ -192,19 +198,10 @@ def _tensors(content: object) -> dict[str, torch.Tensor]:
             or not tensor.is_floating_point()
         ):
             shape = getattr(tensor, "shape", None)
-            raise _broken(f"{name} is {type(tensor).__name__} of shape {shape}")
+            raise broken(f"{name} is {type(tensor).__name__} of shape {shape}")
         tensors[name] = tensor[0]
     return tensors
 
 
 def _pair(shape: Any) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
-
-
-def _broken(got: str) -> DataError:
-    return DataError(
-        "a feature file cannot be read",
-        expected="a .pt file as geosam writes it",
-        got=got,
-        hint="Encode this chip again",
-    )
