@@ -38,7 +38,7 @@ test: env  ## Format, lint, types, and the whole test suite
 	@echo "== types" >&2
 	$(BIN)/mypy
 	@echo "== tests" >&2
-	$(BIN)/pytest
+	$(BIN)/pytest --run-slow
 
 format: env  ## Format and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -27,6 +27,10 @@ __all__ = ["EncodeConfig", "EncodeResult", "GeosamStacError", "Session", "encode
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("geosam-stac")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

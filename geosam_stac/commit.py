@@ -144,7 +144,8 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
         chips_failed=0,
         software=provenance.software(),
         created=created,
-        model_href=outcome.session.entry.url,
+        # Random weights, and a file of the user's own, are not derived from the published ones.
+        model_href=outcome.session.entry.url if outcome.session.weights.upstream else None,
     )
     put(layout.item, items.to_bytes(item))
     return item, sum(written)

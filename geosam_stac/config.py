@@ -261,11 +261,10 @@ class EncodeConfig:
     def _check_bands(self) -> None:
         if self.bands is None:
             return
-        if not 1 <= len(self.bands) <= 3 or not all(self.bands):
+        # That they are not more than three is checked where the bands there are can be listed.
+        if not self.bands or not all(self.bands):
             raise UsageError(
-                "--bands takes 1 to 3 band names in RGB order",
-                got=",".join(self.bands) or "none",
-                hint="`--bands ?` lists the bands there are",
+                "--bands takes 1 to 3 band names in RGB order", got=",".join(self.bands) or "none"
             )
 
     def _check_numbers(self) -> None:

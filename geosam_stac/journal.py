@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from geosam_stac import manifest
 from geosam_stac.errors import DataError
 from geosam_stac.layout import Layout
 from geosam_stac.storage import Store
@@ -106,3 +107,20 @@ def _parse(lines: Iterable[str]) -> Iterable[Done]:
         except (ValueError, TypeError):
             continue
         yield done
+
+
+def recorded_chips(store: Store, layout: Layout) -> dict[str, Done]:
+    """Chip id -> what the manifest of a finished scene records; none where it cannot be read."""
+    try:
+        frame = manifest.read(store.get(layout.manifest))
+    except DataError:
+        return {}
+    columns = ("chip_id", "bytes", "sha256", "valid_fraction")
+    rows = zip(*(frame[column].tolist() for column in columns), strict=True)
+    return {row[0]: Done(**dict(zip(columns, row, strict=True))) for row in rows}
+
+
+def missing_chips(store: Store, layout: Layout, recorded: Iterable[str]) -> list[str]:
+    """Ids of the recorded chips whose objects are not there, by one listing; reads no object."""
+    there = set(store.keys(layout.features))
+    return [chip_id for chip_id in recorded if layout.feature(chip_id) not in there]

@@ -114,6 +114,11 @@ class Layout:
         """The folder of the record of finished chips; it goes when the Item is written."""
         return f"{self.item_id}/journal"
 
+    @property
+    def features(self) -> str:
+        """The folder of the features."""
+        return f"{self.item_id}/{self.layer}/features"
+
     def feature(self, chip_id: str) -> str:
         """The feature file of a chip, relative to the output root."""
         return f"{self.item_id}/{self.feature_href(chip_id)}"

@@ -36,7 +36,7 @@ PRIMARY_GEOMETRY = "geometry"
 COLUMNS = (
     Column("feature_path", "string", "Absolute local path or URL of the feature file"),
     Column("chip_id", "string", "Chip id, row-major"),
-    Column("source_path", "string", "Source Item, unsigned"),
+    Column("source_path", "string", "Raster of the first band, unsigned"),
     Column("checkpoint_path", "string", "Geo-SAM base name of the model's weights"),
     Column("model_type", "string", "sam, sam2 or sam3"),
     Column("transform", "string", "Affine a,b,c,d,e,f of the chip, JSON list"),
@@ -89,7 +89,7 @@ def to_parquet(
     spec
         The encoder: family, checkpoint's name, input size.
     source_path
-        Unsigned href of the source Item.
+        Unsigned href of the first band's raster, as geosam has it.
     feature_path
         Chip id -> absolute local path or URL of its feature file.
 
@@ -153,7 +153,7 @@ def read(data: bytes) -> gpd.GeoDataFrame:
             "a manifest cannot be read",
             expected="GeoParquet",
             got=type(error).__name__,
-            hint="Encode the scene again, or run `geosam-stac verify`",
+            hint="Encode the scene again with --overwrite",
         ) from error
     missing = [column.name for column in COLUMNS if column.name not in frame.columns]
     if missing:

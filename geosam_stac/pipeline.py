@@ -23,7 +23,7 @@ from geosam_stac.errors import GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
 from geosam_stac.features import FORMATS, write
 from geosam_stac.grid import blocks
-from geosam_stac.journal import Done, Journal
+from geosam_stac.journal import Done, Journal, missing_chips, recorded_chips
 from geosam_stac.layout import Layout, item_id, layer_name
 from geosam_stac.planning import chip_grid, chips_outside
 from geosam_stac.radiometry import RangeEstimator, make_chip, to_rgb8
@@ -88,9 +88,23 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         suffix=FORMATS[config.format].suffix,
     )
     finished = None if config.overwrite else read_commit(store, layout, scene)
+    recorded: dict[str, Done] = {}
     if finished is not None:
-        return _finished(session, scene, finished, store, layout)
+        recorded = recorded_chips(store, layout)
+        total = int(finished.properties.get("table:row_count", 0))
+        gone = total - len(recorded) + len(missing_chips(store, layout, recorded))
+        if not gone:
+            return _finished(session, scene, finished, store, layout)
+        session.sink(
+            Notice(
+                message=f"{layout.item_id} is there, but {gone:,} of its {total:,} features are "
+                "gone: they are encoded again",
+                level="warning",
+            )
+        )
     store.check_writable()
+    if finished is not None:
+        store.delete(layout.item)  # it names what is not there
     return _SceneRun(
         session=session,
         scene=scene,
@@ -99,6 +113,7 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         store=store,
         layout=layout,
         digest=digest,
+        recorded=recorded,
     ).run()
 
 
@@ -136,6 +151,7 @@ class _SceneRun:
         store: Store,
         layout: Layout,
         digest: str,
+        recorded: dict[str, Done],
     ) -> None:
         self.session = session
         self.scene = scene
@@ -158,6 +174,7 @@ class _SceneRun:
         )
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
         self.journal = Journal(store, layout)
+        self.recorded = recorded
         self.done: dict[str, Done] = {}
         self.resumed = 0
         self.rows: list[ManifestRow] = []
@@ -222,7 +239,7 @@ class _SceneRun:
 
     def _find_done(self) -> None:
         """Chips that are there, with the size and sha256 that were recorded, are not done again."""
-        recorded = self.journal.recorded()
+        recorded = self.recorded | self.journal.recorded()
         if not recorded:
             return
         crew = Crew()

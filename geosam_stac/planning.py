@@ -85,7 +85,9 @@ def chip_grid(scene: Scene, config: EncodeConfig, entry: ModelEntry) -> ChipGrid
             got=str(chip_px),
             hint="To see more ground in a chip, give a coarser --resolution",
         )
-    grid = make_grid(scene.geobox, chip_px=chip_px, stride_px=config.stride or entry.stride_px)
+    # The default overlaps chips of the model's own size; smaller ones must still meet.
+    stride_px = config.stride or min(entry.stride_px, chip_px)
+    grid = make_grid(scene.geobox, chip_px=chip_px, stride_px=stride_px)
     rows, cols = grid_shape(grid)
     if rows * cols > config.max_chips:
         height, width = scene.geobox.shape

@@ -150,13 +150,17 @@ class _LocalBackend:
 
     def put(self, key: str, data: bytes) -> None:
         target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
+        new = [folder for folder in target.parents if not folder.exists()]
         temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             _write_durably(temporary, data)
             temporary.replace(target)
         except BaseException:  # a signal too must leave nothing half-written behind
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+                for folder in new:  # innermost first; one that others have filled stays
+                    folder.rmdir()
             raise
         _sync_folder(target.parent)
 

@@ -720,3 +720,32 @@ class TestResume:
 
     def test_another_config_knows_nothing_of_it(self, run, item, broken):
         assert run(item, stride=64, value_range="0,100").chips_resumed == 0
+
+    @pytest.mark.parametrize("victims", [1, 12])
+    def test_features_that_were_deleted_are_noticed(self, run, item, clean, victims):
+        result = run(item)
+        for path in sorted(Path(result.href).parent.rglob("*.pt"))[:victims]:
+            path.unlink()
+        events = []
+        again = run(item, events)
+        assert (again.chips_encoded, again.chips_resumed) == (victims, 12 - victims)
+        said = [event.message for event in events if getattr(event, "level", "") == "warning"]
+        assert any(f"{victims} of its 12 features are gone" in message for message in said)
+        found = {path.name: path.read_bytes() for path in Path(again.href).parent.rglob("*.pt")}
+        assert found == clean
+        assert run(item).chips_encoded == 0
+
+    def test_a_manifest_that_was_deleted_is_noticed(self, run, item):
+        result = run(item)
+        (Path(result.href).parent / "manifest.parquet").unlink()
+        assert run(item).chips_encoded == 12
+
+
+def test_only_the_published_weights_are_derived_from(run, item):
+    links = {link.rel: link for link in run(item).item.links if link.rel == "derived_from"}
+    assert "fbaipublicfiles" not in links["derived_from"].target
+
+
+def test_the_manifest_names_the_raster(run, item):
+    manifest = manifest_of(run(item))
+    assert set(manifest.source_path) == {str(item.with_suffix(".tif"))}

@@ -299,3 +299,15 @@ def test_keys_below_a_key(tmp_path):
     (tmp_path / "t" / ".left-over.tmp").write_bytes(b"")
     assert store.keys("t") == ["t/a/1", "t/a/2", "t/b"]
     assert store.keys("t/a") == ["t/a/1", "t/a/2"]
+
+
+def test_a_put_that_fails_leaves_no_folders(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "out"))
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        store.put("a/b/c.pt", b"data")
+    assert list(tmp_path.iterdir()) == []

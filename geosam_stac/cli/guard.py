@@ -5,6 +5,7 @@ Imports nothing heavy: `--help` and a mistyped option must answer at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -22,8 +23,10 @@ from geosam_stac.errors import EXIT_DEFECT, EXIT_SIGINT, GeosamStacError
 
 # The exit code is promised within 10 s of a signal.
 GRACE_S = 8.0
+# Libraries that log at ERROR, with tracebacks, what reaches the user as an error of ours.
+NOISY = ("gcsfs", "google.auth", "fsspec", "s3fs", "botocore", "aiohttp")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = "interrupted: finished Items are kept; the same command does the rest"
+INTERRUPTED = "interrupted: finished Items and chips are kept; the same command does the rest"
 
 # typer has a click of its own since 0.20, another package's before: this is either's base class.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -31,6 +34,9 @@ _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 def run(app: typer.Typer, argv: Sequence[str]) -> int:
     """Run a command line; what it raises becomes one paragraph on stderr. Returns the exit code."""
+    for name in NOISY:
+        # They print tracebacks of what they try again, or raise anyway as errors that are told.
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with _Signals() as signals:
         try:
             command: Any = typer.main.get_command(app)

@@ -151,4 +151,12 @@ def verify_model(
             got=found.sha256,
             hint="Delete it and fetch it again",
         )
-    console.note(f"{'as it should be' if found.ok else 'nothing to compare with'}: {found.source}")
+    if found.ok is None:
+        raise ConfigurationError(
+            "the checkpoint is none of the published ones",
+            href=str(found.path),
+            got=f"sha256 {found.sha256}",
+            hint="Weights of your own have nothing to be compared with; others are damaged or "
+            "incomplete: fetch them again",
+        )
+    console.note(f"as it should be: {found.source}")

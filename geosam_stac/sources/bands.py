@@ -89,9 +89,9 @@ def select_bands(
         chosen.extend(_find(item, bands, name))
     if len(chosen) > 3:
         raise UsageError(
-            "--bands comes to more than 3 bands",
+            "--bands takes 1 to 3 bands in RGB order",
             item=item.id,
-            got=", ".join(f"{band.asset}.{band.index}" for band in chosen),
+            got=f"{len(chosen)}: {', '.join(band.name for band in chosen)}",
             hint=f"There are: {describe(bands)}",
         )
     return tuple(chosen)

@@ -6,6 +6,7 @@ No pixels are read here. Uses rasterio; pixels are `cube`'s.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 
 import rasterio
@@ -13,7 +14,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError, TemporaryError
 from geosam_stac.hrefs import unsigned
@@ -64,6 +65,7 @@ def _read(source_href: str, item: str | None, access: Access) -> Header:
     guard_logs()
     try:
         with (
+            warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
             rasterio.Env(**GDAL_SETTINGS, **access.options(source_href)),
             rasterio.open(access.sign(source_href)) as dataset,
         ):

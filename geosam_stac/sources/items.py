@@ -197,9 +197,11 @@ def _json(text: str, where: str) -> Any:
     except (json.JSONDecodeError, RecursionError) as error:
         start = text.lstrip()[:1]
         raise DataError(
-            "not a STAC Item: this is not JSON" + (" but HTML or XML" if start == "<" else ""),
+            "not a STAC Item: this is not JSON"
+            + (" but HTML or XML" if start == "<" else "" if start else " but empty"),
             href=where,
-            got=str(error),
+            got=str(error) if start and start != "<" else None,
+            hint="Give the Item's JSON",
         ) from error
 
 
@@ -213,7 +215,11 @@ def _read_file(source: str) -> tuple[str, str]:
         raise DataError(
             "this is a folder, not a STAC Item", href=str(path), hint="Name the Item's JSON file"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "not a STAC Item: this is no text", href=str(path), hint="Give the Item's JSON file"
+        ) from error
+    except OSError as error:
         raise DataError(f"the file cannot be read: {error}", href=str(path)) from error
 
 

@@ -149,7 +149,7 @@ class TestErrors:
         [
             ({"bands": "infrared"}, 65, ("no band 'infrared'", "red", "green", "blue")),
             ({"bands": "rad"}, 65, ("Did you mean 'red'?",)),
-            ({"bands": "red,green,blue,red"}, 2, ("1 to 3 band names",)),
+            ({"bands": "red,green,blue,red"}, 2, ("takes 1 to 3 bands", "There are: ")),
             ({"value_range": "3000,0"}, 2, ("MIN < MAX", "3000,0")),
             ({"value_range": "5,5"}, 2, ("MIN < MAX",)),
             ({"value_range": "a,b"}, 2, ("--value-range",)),

@@ -117,8 +117,8 @@ def test_verify_a_file_of_one_s_own(cli, tmp_path):
     path = tmp_path / "mine.pt"
     path.write_bytes(b"mine")
     done = cli("models", "verify", path)
-    assert (done.code, done.out) == (0, f"{hashlib.sha256(b'mine').hexdigest()}  {path}\n")
-    assert "nothing to compare with" in done.err
+    assert (done.code, done.out) == (78, f"{hashlib.sha256(b'mine').hexdigest()}  {path}\n")
+    assert "none of the published ones" in done.err
     found = json.loads(cli("models", "verify", path, "--json").out)
     assert (found["ok"], found["expected"]) == (None, None)
 

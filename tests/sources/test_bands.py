@@ -171,7 +171,7 @@ def test_band_numbers_that_are_not_there(name):
 def test_an_asset_of_four_bands_is_too_much_and_lists_them():
     with pytest.raises(UsageError) as caught:
         select_bands(item_of(NAIP), ["image"])
-    assert "got image.1, image.2, image.3, image.4" in str(caught.value)
+    assert "got 4: Red, Green, Blue, NIR" in str(caught.value)
     assert "There are: image.1 (Red, red), image.2 (Green, green)" in str(caught.value)
 
 
