@@ -216,7 +216,8 @@ def lineage(
     values = (
         "8-bit values as they are"
         if value_range is None
-        else f"{value_range[0]:g}-{value_range[1]:g} scaled to 0-255"
+        else f"{value_range[0]:g}{'-' if value_range[0] >= 0 else ' to '}{value_range[1]:g} "
+        "scaled to 0-255"
     )
     weights = " with untrained (random) weights" if _untrained(spec) else ""
     return (
