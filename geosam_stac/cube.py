@@ -12,7 +12,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,7 +76,8 @@ class CubeReader:
     keep_bytes
         Tiles that `scan` loads are kept for the blocks up to this many bytes.
     access
-        How the assets are opened: signatures, GDAL options.
+        How the assets of each of the scene's Items are opened: signatures, GDAL options. Default:
+        as they are.
 
     Attributes
     ----------
@@ -91,14 +92,19 @@ class CubeReader:
         *,
         resampling: str,
         keep_bytes: int,
-        access: Access | None = None,
+        access: Callable[[pystac.Item], Access] | None = None,
     ) -> None:
         self.scene = scene
         self.bytes_read = 0
         self._keep_bytes = keep_bytes
-        access = access or PlainAccess()
         members = scene.members or (Member(item_id=scene.id, bands=scene.bands),)
-        self._members = [_MemberReader(scene, member, resampling, access) for member in members]
+        # Each Item has credentials of its own: one mosaic may lie in several accounts.
+        opened = [access(item) for item in scene.items] if access is not None else []
+        opened = opened or [PlainAccess() for _ in members]
+        self._members = [
+            _MemberReader(scene, member, resampling, its)
+            for member, its in zip(members, opened, strict=True)
+        ]
         computed = scene.expression is not None or scene.scaled
         self.dtype = np.result_type(
             *[np.float32] if computed else [member.dtype for member in self._members]

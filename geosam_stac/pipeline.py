@@ -170,7 +170,7 @@ class _SceneRun:
             self.blocks,
             resampling=config.resampling,
             keep_bytes=SCAN_KEEP_BYTES,
-            access=session.access(scene.items[0]) if scene.items else None,
+            access=session.access,
         )
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
         self.journal = Journal(store, layout)

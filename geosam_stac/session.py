@@ -58,7 +58,7 @@ class Session:
     profile
         The catalog that the Items are of, for `--preset`; default: told by each Item.
     access
-        How an Item's assets are opened; default: as they are.
+        How each Item's assets are opened; default: as they are.
     token
         A Hugging Face token, for models whose licence must be accepted there.
 
@@ -175,7 +175,7 @@ class Session:
             source,
             self.in_force(first),
             read_headers=read_headers,
-            access=self.access(first),
+            access=self.access,
         )
 
     def _alternate(self, item: pystac.Item) -> pystac.Item:

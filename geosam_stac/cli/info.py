@@ -249,7 +249,7 @@ def _default_plan(item: pystac.Item, access: Access, *, reachable: bool) -> Plan
     if not reachable and any(band.geobox is None for band in select_bands(item, None)):
         raise DataError("the bands' grid is not told by the Item, nor could the header be read")
     config = EncodeConfig()
-    scene = open_scene(item, config, read_headers=False, access=access)
+    scene = open_scene(item, config, read_headers=False, access=lambda _: access)
     return make_plan(
         scene,
         config,

@@ -317,7 +317,7 @@ def _store_options(scheme: Mapping[str, Any], environ: Mapping[str, str]) -> dic
 
 
 def _names(href: str) -> tuple[str, ...]:
-    """An S3 href as it is, and its bucket: Items of one mosaic share that. Nothing for others."""
+    """An S3 href as it is, and its bucket: what holds of one asset holds of its neighbours."""
     path = "s3://" + href.removeprefix("/vsis3/") if href.startswith("/vsis3/") else href
     scheme, _, rest = path.partition("://")
     if scheme.lower() != "s3":

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -32,7 +33,7 @@ def open_scene(
     config: EncodeConfig,
     *,
     read_headers: bool = True,
-    access: Access | None = None,
+    access: Callable[[pystac.Item], Access] | None = None,
 ) -> Scene:
     """Choose bands and grid of one Item, or of the Items of one mosaic.
 
@@ -48,7 +49,7 @@ def open_scene(
         bands and grid, as a dry run does. True opens every asset and lets the files have the last
         word.
     access
-        How the files are opened; default: as they are.
+        How the files of each Item are opened; default: as they are.
 
     Raises
     ------
@@ -61,7 +62,8 @@ def open_scene(
     group = source if isinstance(source, Group) else Group(id=source.id, items=(source,))
     recipe = _Recipe.of(config)
     members = tuple(
-        _member(item, config, recipe, read_headers, access or PlainAccess()) for item in group.items
+        _member(item, config, recipe, read_headers, access(item) if access else PlainAccess())
+        for item in group.items
     )
     base = _common_grid([_finest(member.bands) for member in members], config, group.id)
     geobox, area, notices = output_grid(base, config, item_id=group.id)

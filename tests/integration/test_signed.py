@@ -24,6 +24,7 @@ from geosam_stac.errors import ConfigurationError, ForbiddenError
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.sources.access import ItemAccess, accesses
+from geosam_stac.sources.groups import Group
 from geosam_stac.sources.signing import Headers, PlanetaryComputer, QueryToken
 from geosam_stac.types import BlockRef, Window
 from tests import rasters
@@ -193,19 +194,18 @@ def session_of(tmp_path: Path, access=None, **options):
     return session
 
 
-def encode(tmp_path: Path, item: pystac.Item, access=None, **options):
+def encode(tmp_path: Path, item: pystac.Item | Group, access=None, **options):
     session = session_of(tmp_path, access, **options)
     with session:
         return encode_scene(session, session.scene(item), session.config)
 
 
-def pixels(item: pystac.Item, session) -> np.ndarray:
-    access = session.access(item)
-    scene = open_scene(item, session.config, access=access)
+def pixels(item: pystac.Item | Group, session) -> np.ndarray:
+    scene = open_scene(item, session.config, access=session.access)
     whole = BlockRef(
         window=Window(row_off=0, col_off=0, height=PX, width=PX), geobox=scene.geobox, chips=()
     )
-    reader = CubeReader(scene, [whole], resampling="nearest", keep_bytes=0, access=access)
+    reader = CubeReader(scene, [whole], resampling="nearest", keep_bytes=0, access=session.access)
     return reader.read(whole).data
 
 
@@ -365,6 +365,96 @@ def test_a_bucket_that_bills_the_reader_is_read_when_the_user_says_so(store, tmp
     assert isinstance(agreed, ItemAccess)
     pixels(item, session_of(tmp_path, agreed))
     assert {entry["payer"] for entry in store.stats()["log"]} == {"requester"}
+
+
+# Mosaics
+
+
+def halves(tmp_path: Path, left_href: str, right_href: str) -> Group:
+    """One mosaic of two Items: west.tif has its left half only, east.tif fills the rest."""
+    data = rasters.values((1, PX, PX), "uint16", hi=3000)
+    west = data.copy()
+    west[:, :, PX // 2 :] = 0
+    rasters.write_tif(tmp_path / "served" / "west.tif", west, nodata=0)
+    rasters.write_tif(tmp_path / "served" / "east.tif", data, nodata=0)
+    items = [
+        parse_item(rasters.document({"b0": rasters.asset(href)}, item_id=name), href=None)
+        for name, href in (("west", left_href), ("east", right_href))
+    ]
+    return Group(id="mosaic", items=tuple(items))
+
+
+def the_whole() -> np.ndarray:
+    return rasters.values((1, PX, PX), "uint16", hi=3000)[0]
+
+
+def test_each_member_of_a_mosaic_is_opened_in_its_own_way(store, tmp_path, fake_model):
+    group = halves(
+        tmp_path,
+        store.href("signed", "west.tif"),
+        store.href("keyed", "east.tif", account="mine"),
+    )
+    by_item = {
+        "west": store.signer(),
+        "east": Headers(headers={"X-Key": SECRET}, hosts=("mine.localhost",)),
+    }
+    session = session_of(tmp_path)
+    session.access = lambda item: by_item[item.id]
+    np.testing.assert_array_equal(pixels(group, session)[0], the_whole())
+    with session:
+        signed = encode_scene(session, session.scene(group), session.config)
+    plain = encode(
+        tmp_path / "plain",
+        halves(tmp_path, store.href("open", "west.tif"), store.href("open", "east.tif")),
+    )
+    assert signed.chips_encoded == plain.chips_encoded > 200
+    assert features(tmp_path / "out") == features(tmp_path / "plain")
+    sent = {
+        (entry["host"].partition(".")[0], entry["key"], "sig=" in entry["query"])
+        for entry in store.stats()["log"]
+        if not entry["path"].startswith("/open/")
+    }
+    assert sent == {("acct", None, True), ("mine", SECRET, False)}
+
+
+def test_a_member_without_its_own_credential_is_refused(store, tmp_path):
+    group = halves(
+        tmp_path, store.href("signed", "west.tif"), store.href("keyed", "east.tif", account="mine")
+    )
+    session = session_of(tmp_path, store.signer())  # good for one of them alone
+    with pytest.raises(ForbiddenError) as caught:
+        session.scene(group)
+    assert (caught.value.item, caught.value.href) == (
+        "east",
+        store.href("keyed", "east.tif", account="mine"),
+    )
+
+
+def test_members_in_buckets_of_one_name_at_two_endpoints(store, tmp_path):
+    group = halves(tmp_path, "s3://one/west.tif", "s3://one/east.tif")
+    for item, host in zip(group.items, ("127.0.0.1", "localhost"), strict=True):
+        item.assets["b0"].extra_fields["storage:refs"] = ["here"]
+        item.properties["storage:schemes"] = {
+            "here": {"type": "custom-s3", "platform": f"http://{host}:{store.port}"}
+        }
+    session = session_of(tmp_path)
+    session.access = accesses(profile=None, signer=None, environ={})
+    np.testing.assert_array_equal(pixels(group, session)[0], the_whole())
+    seen = {(entry["host"].partition(":")[0], entry["path"]) for entry in store.stats()["log"]}
+    assert seen == {("127.0.0.1", "/one/west.tif"), ("localhost", "/one/east.tif")}
+
+
+def test_one_member_that_bills_the_reader_stops_the_mosaic(store, tmp_path):
+    group = halves(tmp_path, store.href("open", "west.tif"), "s3://paying/east.tif")
+    group.items[1].assets["b0"].extra_fields["storage:refs"] = ["aws"]
+    group.items[1].properties["storage:schemes"] = {
+        "aws": {"type": "aws-s3", "requester_pays": True}
+    }
+    session = session_of(tmp_path)
+    session.access = accesses(profile=None, signer=None, environ={})
+    with pytest.raises(ConfigurationError, match="--signer requester-pays") as caught:
+        session.scene(group)
+    assert caught.value.href == "s3://paying/east.tif"
 
 
 # Nothing says the secret
