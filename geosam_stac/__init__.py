@@ -9,21 +9,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from geosam_stac.api import Session, encode, plan
+    from geosam_stac.api import Session, encode, open_features, plan
     from geosam_stac.config import EncodeConfig
     from geosam_stac.errors import GeosamStacError
+    from geosam_stac.store import FeatureItem
     from geosam_stac.types import EncodeResult
 
 _HOMES = {
     "EncodeConfig": "geosam_stac.config",
     "EncodeResult": "geosam_stac.types",
+    "FeatureItem": "geosam_stac.store",
     "GeosamStacError": "geosam_stac.errors",
     "Session": "geosam_stac.api",
     "encode": "geosam_stac.api",
+    "open_features": "geosam_stac.api",
     "plan": "geosam_stac.api",
 }
 
-__all__ = ["EncodeConfig", "EncodeResult", "GeosamStacError", "Session", "encode", "plan"]
+__all__ = [
+    "EncodeConfig",
+    "EncodeResult",
+    "FeatureItem",
+    "GeosamStacError",
+    "Session",
+    "encode",
+    "open_features",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

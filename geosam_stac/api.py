@@ -6,7 +6,10 @@ Here and in the CLI alone the environment is read.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
+
+import pystac
 
 from geosam_stac import session
 from geosam_stac.config import EncodeConfig
@@ -15,6 +18,7 @@ from geosam_stac.events import Sink, ignore
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
 from geosam_stac.sources import as_geojson
+from geosam_stac.store import FeatureItem, open_item
 from geosam_stac.types import EncodeResult
 
 
@@ -101,3 +105,28 @@ def plan(source: session.Source, config: EncodeConfig | None = None, **options: 
     """
     with Session(config, **options) as opened:
         return opened.plan(source)
+
+
+def open_features(
+    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any],
+) -> FeatureItem:
+    """Open what was encoded: a scene's manifest and its chips' features.
+
+    Reads the Item alone; the manifest and each chip's file are read when they are asked for, and
+    checked against their sha256.
+
+    Parameters
+    ----------
+    source
+        Href of a feature Item, or of the folder that it lies in: a local path, s3://, gs://,
+        http(s):// or any URL that fsspec has a driver for. Or the Item itself, as a search gives
+        it.
+
+    Raises
+    ------
+    DataError
+        There is no such Item, or it describes no features.
+    TemporaryError
+        The store does not answer.
+    """
+    return FeatureItem(open_item(source))

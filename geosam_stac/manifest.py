@@ -146,18 +146,41 @@ def read(data: bytes) -> gpd.GeoDataFrame:
     DataError
         No GeoParquet file, or a column of `COLUMNS` is missing.
     """
+    return _read(data, "a manifest", COLUMNS)
+
+
+def read_skipped(data: bytes) -> gpd.GeoDataFrame:
+    """Read the table of chips without a feature.
+
+    Raises
+    ------
+    DataError
+        No GeoParquet file, or a column of `SKIPPED_COLUMNS` is missing.
+    """
+    return _read(data, "a table of skipped chips", SKIPPED_COLUMNS)
+
+
+def from_frame(frame: gpd.GeoDataFrame) -> bytes:
+    """Write a manifest or a table of skipped chips that was read, and changed, again."""
+    buffer = io.BytesIO()
+    # No covering bbox: geosam and table:columns know no such column.
+    frame.to_parquet(buffer, index=False, compression="zstd", geometry_encoding="WKB")
+    return buffer.getvalue()
+
+
+def _read(data: bytes, what: str, columns: tuple[Column, ...]) -> gpd.GeoDataFrame:
     try:
         frame = gpd.read_parquet(io.BytesIO(data))
     except (pa.ArrowException, ValueError, OSError, KeyError, TypeError) as error:
         raise DataError(
-            "a manifest cannot be read",
+            f"{what} cannot be read",
             expected="GeoParquet",
             got=type(error).__name__,
             hint="Encode the scene again with --overwrite",
         ) from error
-    missing = [column.name for column in COLUMNS if column.name not in frame.columns]
+    missing = [column.name for column in columns if column.name not in frame.columns]
     if missing:
-        raise DataError("a manifest lacks columns", expected=", ".join(missing))
+        raise DataError(f"{what} lacks columns", expected=", ".join(missing))
     return frame
 
 
@@ -181,11 +204,7 @@ def _write(records: list[dict[str, Any]], columns: tuple[Column, ...], crs: CRS)
             data[column.name] = pd.Series(values, dtype=_PANDAS_TYPES["string"])
         else:
             data[column.name] = np.asarray(values, dtype=_PANDAS_TYPES[column.type])
-    frame = gpd.GeoDataFrame(data, geometry=PRIMARY_GEOMETRY, crs=crs.proj)
-    buffer = io.BytesIO()
-    # No covering bbox: geosam and table:columns know no such column.
-    frame.to_parquet(buffer, index=False, compression="zstd", geometry_encoding="WKB")
-    return buffer.getvalue()
+    return from_frame(gpd.GeoDataFrame(data, geometry=PRIMARY_GEOMETRY, crs=crs.proj))
 
 
 def _crs_text(crs: CRS) -> str:

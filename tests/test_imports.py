@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("session",),
     ("commit",),
     ("pipeline",),
+    ("store",),
     ("api", "cli"),
     ("__main__",),
 )
