@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("commit",),
     ("pipeline",),
     ("store",),
+    ("scale",),
     ("api", "cli"),
     ("__main__",),
 )

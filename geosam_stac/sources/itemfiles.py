@@ -111,15 +111,28 @@ def failed_line(
     """
     failure = {"exit_code": error.exit_code, "error": str(error)}
     if isinstance(source, pystac.Item):
-        base = source.get_self_href() or _working_folder()
-        document = source.to_dict(transform_hrefs=False)
-        for asset in document["assets"].values():
-            asset["href"] = absolute(asset["href"], base)
-        text = json.dumps(_unsigned_values(document) | {FAILED_MEMBER: failure})
+        text = json.dumps(_portable(source) | {FAILED_MEMBER: failure})
         if find_secret(text) is None:
             return text
         source = href or source.get_self_href() or source.id
     return json.dumps({"href": unsigned(source), FAILED_MEMBER: failure})
+
+
+def item_line(item: pystac.Item) -> str:
+    """One line (without its end) of ndjson that `read_items` reads again, from wherever it lies.
+
+    Unsigned, with absolute asset hrefs. Keys are sorted: an Item makes the same line always.
+    """
+    return json.dumps(_portable(item), sort_keys=True)
+
+
+def _portable(item: pystac.Item) -> dict[str, Any]:
+    base = item.get_self_href() or _working_folder()
+    document = item.to_dict(transform_hrefs=False)
+    for asset in document["assets"].values():
+        asset["href"] = absolute(asset["href"], base)
+    unsigned_document: dict[str, Any] = _unsigned_values(document)
+    return unsigned_document
 
 
 def _unsigned_values(value: Any) -> Any:
@@ -336,7 +349,8 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise _not_items(name, f"bytes that are no {error.encoding}") from error
     finally:
-        text.detach()  # else the wrapper closes standard input
+        with contextlib.suppress(ValueError):  # the file is closed: nobody reads to its end
+            text.detach()  # else the wrapper closes standard input
 
 
 def _json_documents(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,1 @@
+"""Beyond one machine: shards of a work list, Kubernetes Jobs, Dask. Engines are not rebuilt."""
