@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),
     ("planning", "journal"),
-    ("session",),
+    ("session", "doctor"),
     ("commit",),
     ("pipeline",),
     ("store",),

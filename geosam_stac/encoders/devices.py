@@ -65,6 +65,37 @@ def resolve_device(requested: str) -> str:
     )
 
 
+def there() -> list[tuple[str, str]]:
+    """The devices of this machine, best first: name, and what it is."""
+    found = []
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(number)
+            memory = f"{facts.total_memory / 2**30:.0f} GiB"
+            found.append((f"cuda:{number}", f"{facts.name}, {memory}, CUDA {torch.version.cuda}"))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Metal"))
+    threads, kind = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    return [*found, ("cpu", f"{threads} threads, {kind}")]
+
+
+def try_out(device: str) -> None:
+    """Multiply two small matrices: a driver that does not work shows here.
+
+    Raises ConfigurationError or TemporaryError, as `device_failure` tells them apart.
+    """
+    try:
+        ones = torch.ones(16, 16, device=device)
+        right = bool((ones @ ones == 16).all())
+    except RuntimeError as error:
+        failure = device_failure(error, device)
+        if failure is None:
+            raise
+        raise failure from error
+    if not right:
+        raise ConfigurationError(f"{device} does not multiply matrices right")
+
+
 def resolve_precision(requested: str, device: str) -> str:
     """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the GPU has it natively, else fp32.
 
