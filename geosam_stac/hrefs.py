@@ -38,6 +38,8 @@ _COMPANIONS = _words(
 )
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+://[^\s\"'<>]+")
+_QUERY = re.compile(r"[?][^\s\"'<>]+")
 _USERINFO = re.compile(r"(://)[^/?#@\s\"'<>]*:[^/?#@\s\"'<>]*@")
 _HTTP_USERINFO = re.compile(r"^(https?://)[^/?#@]*@", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?:[?&;#]|\\u0026)(?:amp;)?([A-Za-z0-9_.%-]+)=[^&;#\s\"'<>\\]")
@@ -62,6 +64,15 @@ def unsigned(href: str) -> str:
     result = f"{result}{hash_mark}{kept_fragment}" if kept_fragment else result
     # Odd spellings (encoded separators) may hide one more: then the whole tail goes.
     return result if find_secret(result) is None else base
+
+
+def without_signatures(text: str) -> str:
+    """A message or traceback of another library with the URLs in it unsigned.
+
+    Of a path alone (`/search?token=...`) the query goes as a whole, where it holds a secret.
+    """
+    text = _URL.sub(lambda found: unsigned(found[0]), text)
+    return _QUERY.sub(lambda found: "?..." if find_secret(found[0]) else found[0], text)
 
 
 def find_secret(text: str) -> str | None:

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geosam_stac.errors import DataError
-from geosam_stac.hrefs import absolute, find_secret, is_local, to_local_path, unsigned
+from geosam_stac.hrefs import (
+    absolute,
+    find_secret,
+    is_local,
+    to_local_path,
+    unsigned,
+    without_signatures,
+)
 
 SIGNED = {
     "azure": (
@@ -130,3 +137,19 @@ def test_local_paths():
     with pytest.raises(DataError) as caught:
         to_local_path("https://h/x?sig=S3CRET")
     assert "S3CRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("href", [pair[0] for pair in SIGNED.values()], ids=SIGNED.keys())
+def test_a_message_is_written_without_the_signatures_of_its_urls(href):
+    text = f"GET '{href}' failed,\n  (url={href}) \"{href}\" and {href} too"
+    assert "S3CRET" not in without_signatures(text)
+    assert without_signatures(text).startswith("GET '")
+    assert without_signatures(text).endswith(" too")
+    if "?" in href:
+        path = "/x?" + href.partition("?")[2]
+        assert without_signatures(f"url: {path} (Caused by") == "url: /x?... (Caused by"
+
+
+def test_what_holds_no_secret_is_written_as_it_is():
+    text = "Max retries exceeded with url: /search?bbox=1,2&limit=3 at https://h:80/x?a=1 (why?)\n"
+    assert without_signatures(text) == text

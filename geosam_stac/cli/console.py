@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from typing import IO, Any
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from geosam_stac import events
 from geosam_stac.errors import StorageError
+from geosam_stac.hrefs import without_signatures
 
 LINE_EVERY_S = 5.0
 
@@ -84,6 +86,13 @@ def warn(text: str) -> None:
 def error(text: str) -> None:
     """An error on stderr."""
     _say(f"error: {text}", style="bold red")
+
+
+def show_traceback(error: BaseException) -> None:
+    """The error's traceback on stderr, unsigned: its causes quote the URLs that were asked for."""
+    print(  # noqa: T201 - -v asks for it
+        without_signatures("".join(traceback.format_exception(error))), file=sys.stderr, end=""
+    )
 
 
 def _say(text: str, style: str = "") -> None:

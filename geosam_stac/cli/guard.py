@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Self
@@ -20,6 +19,7 @@ import typer
 
 from geosam_stac.cli import console
 from geosam_stac.errors import EXIT_DEFECT, EXIT_SIGINT, GeosamStacError
+from geosam_stac.hrefs import without_signatures
 
 # The exit code is promised within 10 s of a signal.
 GRACE_S = 8.0
@@ -63,7 +63,7 @@ def failed(error: GeosamStacError) -> int:
     """Print an error, with -v its traceback too; returns its exit code."""
     console.error(str(error))
     if console.verbose():
-        traceback.print_exception(error)
+        console.show_traceback(error)
     return error.exit_code
 
 
@@ -82,11 +82,11 @@ def _usage(error: Any) -> int:
 
 def _defect(error: BaseException) -> int:
     console.error(
-        f"a defect of geosam-stac: {type(error).__name__}: {error}. "
+        f"a defect of geosam-stac: {type(error).__name__}: {without_signatures(str(error))}. "
         "Please report it with the output of the same command and -v."
     )
     if console.verbose():
-        traceback.print_exception(error)
+        console.show_traceback(error)
     return EXIT_DEFECT
 
 

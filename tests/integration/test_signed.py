@@ -1,23 +1,15 @@
-"""Signed assets end to end: a store that wants signatures, a service that gives them, on loopback.
-
-The server is a process of its own: rasterio holds the GIL while it opens a file, and a thread of
-this process could not answer it.
-"""
+"""Signed assets end to end, against `tests.signed_store` over real sockets."""
 
 from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pystac
 import pytest
-import requests
 
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import ConfigurationError, ForbiddenError
@@ -25,140 +17,14 @@ from geosam_stac.pipeline import encode_scene
 from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.sources.access import ItemAccess, accesses
 from geosam_stac.sources.groups import Group
-from geosam_stac.sources.signing import Headers, PlanetaryComputer, QueryToken
+from geosam_stac.sources.signing import Headers, QueryToken
 from geosam_stac.types import BlockRef, Window
 from tests import rasters
 from tests.fakes import fake_session
+from tests.signed_store import Store, serving
 
 SECRET = "TOPSECRET"
 PX = 512
-
-# Folders: open/ wants nothing, signed/ a signature, refused/ cannot be satisfied, keyed/ a header.
-SERVER = """
-import http.server, json, pathlib, re, sys, threading, time
-from datetime import datetime, timezone
-from urllib.parse import parse_qs, urlsplit
-
-ROOT, SECRET = pathlib.Path(sys.argv[1]), sys.argv[2]
-lock = threading.Lock()
-state = {"uses": 10**9, "life_s": 3600, "clock_s": 0, "delay_s": 0}
-issued, log, tokens = {}, [], []
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_POST(self):
-        state.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.answer(200)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        url = urlsplit(self.path)
-        if url.path == "/stats":
-            with lock:
-                text = json.dumps({"log": log, "tokens": tokens})
-            return self.answer(200, text.encode())
-        if url.path.startswith("/token/"):
-            with lock:
-                tokens.append(url.path)
-                number = len(tokens)
-                expires_s = time.time() + state["clock_s"] + state["life_s"]
-                signature = f"{SECRET}{number}"
-                issued[signature] = [state["uses"], expires_s]
-            when = datetime.fromtimestamp(expires_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            text = json.dumps({"msft:expiry": when, "token": f"sv=2024&se={when}&sig={signature}"})
-            return self.answer(200, text.encode())
-        with lock:
-            log.append({
-                "host": self.headers["Host"], "path": url.path, "query": url.query,
-                "key": self.headers.get("X-Key"), "payer": self.headers.get("x-amz-request-payer"),
-                "authorization": self.headers.get("Authorization"),
-            })
-        folder = url.path.strip("/").partition("/")[0]
-        log[-1]["allowed"] = allowed = self.allowed(folder, url)
-        if not allowed:
-            return self.answer(403, b"<Error><Code>AuthenticationFailed</Code></Error>")
-        if folder == "moved":
-            port = self.headers["Host"].partition(":")[2]
-            target = f"http://elsewhere.localhost:{port}/open/{url.path.rpartition('/')[2]}"
-            return self.answer(302, Location=target)
-        path = ROOT / url.path.rpartition("/")[2]
-        if not path.is_file():
-            return self.answer(404)
-        body = path.read_bytes()
-        match = re.fullmatch(r"bytes=(\\d+)-(\\d*)", self.headers.get("Range", ""))
-        if not match:
-            return self.answer(200, body, Accept_Ranges="bytes")
-        first, last = int(match[1]), min(int(match[2] or len(body)), len(body) - 1)
-        if first >= len(body):
-            return self.answer(416)
-        span = f"bytes {first}-{last}/{len(body)}"
-        self.answer(206, body[first : last + 1], Content_Range=span, Accept_Ranges="bytes")
-
-    def allowed(self, folder, url):
-        if folder == "keyed":
-            return self.headers.get("X-Key") == SECRET
-        if folder == "moved":
-            return self.headers.get("Authorization") == "Bearer " + SECRET
-        if folder == "refused":
-            return False
-        if folder == "static":
-            return parse_qs(url.query).get("token") == [SECRET]
-        if folder != "signed":
-            return True
-        grant = issued.get(parse_qs(url.query).get("sig", [""])[0])
-        with lock:
-            if grant is None or grant[0] <= 0 or grant[1] < time.time() + state["clock_s"]:
-                return False
-            grant[0] -= 1
-            return True
-
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-server.daemon_threads = True
-print(server.server_port, flush=True)
-server.serve_forever()
-"""
-
-
-class Store:
-    """The server, seen from the tests. `port` is new for each test, and so GDAL's cache is."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def href(self, folder: str, name: str = "a.tif", *, account: str = "acct") -> str:
-        return f"http://{account}.localhost:{self.port}/{folder}/{name}"
-
-    def set(self, **state: float) -> None:
-        requests.post(f"http://127.0.0.1:{self.port}/", json=state, timeout=10)
-
-    def stats(self) -> dict:
-        return requests.get(f"http://127.0.0.1:{self.port}/stats", timeout=10).json()
-
-    @property
-    def tokens(self) -> int:
-        return len(self.stats()["tokens"])
-
-    def signer(self, **given) -> PlanetaryComputer:
-        return PlanetaryComputer(
-            token_url=f"http://127.0.0.1:{self.port}/token",
-            blob_host=f".localhost:{self.port}",
-            **given,
-        )
 
 
 @pytest.fixture
@@ -169,17 +35,8 @@ def store(tmp_path):
     for number, name in enumerate(("a.tif", "b.tif")):
         data = rasters.values((1, PX, PX), "uint16", seed=number, hi=3000)
         rasters.write_tif(root / name, data)
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SERVER), str(root), SECRET],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield Store(int(process.stdout.readline()))
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    with serving(root, SECRET) as port:
+        yield Store(port)
 
 
 def item_of(*hrefs: str) -> pystac.Item:
