@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from geosam_stac.api import Session, encode, open_features, plan
+    from geosam_stac.api import Session, encode, open_features, plan, pull
     from geosam_stac.config import EncodeConfig
     from geosam_stac.errors import GeosamStacError
-    from geosam_stac.store import FeatureItem
+    from geosam_stac.store import FeatureItem, PullResult
     from geosam_stac.types import EncodeResult
 
 _HOMES = {
@@ -20,10 +20,12 @@ _HOMES = {
     "EncodeResult": "geosam_stac.types",
     "FeatureItem": "geosam_stac.store",
     "GeosamStacError": "geosam_stac.errors",
+    "PullResult": "geosam_stac.store",
     "Session": "geosam_stac.api",
     "encode": "geosam_stac.api",
     "open_features": "geosam_stac.api",
     "plan": "geosam_stac.api",
+    "pull": "geosam_stac.api",
 }
 
 __all__ = [
@@ -31,10 +33,12 @@ __all__ = [
     "EncodeResult",
     "FeatureItem",
     "GeosamStacError",
+    "PullResult",
     "Session",
     "encode",
     "open_features",
     "plan",
+    "pull",
 ]
 
 

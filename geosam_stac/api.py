@@ -18,7 +18,7 @@ from geosam_stac.events import Sink, ignore
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
 from geosam_stac.sources import as_geojson
-from geosam_stac.store import FeatureItem, open_item
+from geosam_stac.store import FeatureItem, PullResult, open_item, pull_features
 from geosam_stac.types import EncodeResult
 
 
@@ -130,3 +130,30 @@ def open_features(
         The store does not answer.
     """
     return FeatureItem(open_item(source))
+
+
+def pull(
+    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any] | FeatureItem,
+    dest: str | os.PathLike[str],
+    *,
+    format: str = "pt",
+    bbox: tuple[float, float, float, float] | None = None,
+    crs: str | None = None,
+    sink: Sink = ignore,
+) -> PullResult:
+    """Copy features into `dest/<item id>`, a folder that Geo-SAM opens as it is.
+
+    Parameters
+    ----------
+    source
+        As for `open_features`, or what that gave.
+    dest, format, bbox, crs, sink
+        See `store.pull.pull_features`.
+
+    Returns
+    -------
+    PullResult
+        The local folder and Item, counts of chips and bytes.
+    """
+    scene = source if isinstance(source, FeatureItem) else open_features(source)
+    return pull_features(scene, dest, format=format, bbox=bbox, crs=crs, sink=sink)

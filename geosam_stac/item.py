@@ -52,7 +52,7 @@ COORDINATE_DIGITS = 7
 """Decimal digits of degrees in geometry and bbox: 1 cm at the equator."""
 
 _PARQUET = "application/vnd.apache.parquet"
-_SHA256_MULTIHASH = "1220"  # multiformats table: 0x12 sha2-256, 0x20 bytes long
+SHA256_MULTIHASH = "1220"  # multiformats table: 0x12 sha2-256, 0x20 bytes long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +161,8 @@ def build_item(
     }
     item = pystac.Item(
         id=layout.item_id,
-        geometry=_rounded(shapely.geometry.mapping(geometry)),
-        bbox=_rounded(antimeridian.bbox(shapely.geometry.mapping(geometry))),
+        geometry=rounded(shapely.geometry.mapping(geometry)),
+        bbox=rounded(antimeridian.bbox(shapely.geometry.mapping(geometry))),
         datetime=scene.datetime,
         properties=properties,
     )
@@ -249,13 +249,14 @@ def _proj_properties(crs: CRS | None) -> dict[str, Any]:
     return {"proj:code": None, "proj:projjson": crs.proj.to_json_dict()}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Numbers of a JSON value cut to `COORDINATE_DIGITS`."""
     if isinstance(value, float):
         return round(value, COORDINATE_DIGITS)
     if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
+        return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(part) for part in value]
+        return [rounded(part) for part in value]
     return value
 
 
@@ -367,7 +368,7 @@ def _add_assets(
             continue
         fields: dict[str, Any] = {
             "file:size": facts.bytes,
-            "file:checksum": _SHA256_MULTIHASH + facts.sha256,
+            "file:checksum": SHA256_MULTIHASH + facts.sha256,
         }
         if facts.columns:
             names = ("name", "type", "description")

@@ -29,7 +29,7 @@ def _show_version(wanted: bool) -> None:
 
 def app() -> typer.Typer:
     """The whole command line."""
-    from geosam_stac.cli import catalogs, doctor, encode, info, jobs, models
+    from geosam_stac.cli import catalogs, doctor, encode, info, jobs, models, pull
 
     root = typer.Typer(
         name="geosam-stac",
@@ -57,6 +57,7 @@ def app() -> typer.Typer:
     root.command("encode", epilog=encode.EPILOG)(encode.encode)
     root.command("info")(info.info)
     root.command("doctor")(doctor.doctor)
+    root.command("pull")(pull.pull)
     root.add_typer(models.app, name="models")
     root.add_typer(catalogs.app, name="catalogs")
     root.add_typer(jobs.app, name="jobs")

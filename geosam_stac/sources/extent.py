@@ -89,7 +89,7 @@ def output_grid(
     base = _upright(base)
     try:
         # In the source's CRS: a region of a global grid may have no place in the target's.
-        wanted = base.extent if region is None else _meet(region, base)
+        wanted = base.extent if region is None else meet(region, base)
         if wanted.is_empty or wanted.area == 0:
             raise _outside(base, region, config, item_id)
         if crs == base.crs and not (base.affine.b or base.affine.d):
@@ -305,14 +305,16 @@ def _is_finite(geometry: Geometry) -> bool:
     return not geometry.is_empty and all(map(math.isfinite, geometry.boundingbox.bbox))
 
 
-def _meet(region: Geometry, base: GeoBox) -> Geometry:
-    """Where a region and a grid meet, in the grid's CRS."""
+def meet(region: Geometry, base: GeoBox) -> Geometry:
+    """Where a region and a grid, both with a CRS, meet, in the grid's CRS; empty where nowhere."""
     crs = _crs(base)
     if _returns(region, crs):
         met = _near(project(region, crs), base)
     else:
         # As a continent in the CRS of one UTM zone: it has no shape there, but the grid has here.
         met = project(project(base.extent, _crs(region)) & region, crs)
+    if met.is_empty:  # it may have kept the CRS of the region
+        return Geometry(shapely.Polygon(), crs)
     result: Geometry = met & base.extent
     return result
 

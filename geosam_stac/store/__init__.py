@@ -6,5 +6,6 @@ from a prompt to a polygon. Reads no raster. Imports torch.
 
 from geosam_stac.store.chip import StoredChip
 from geosam_stac.store.opened import FeatureItem, open_item
+from geosam_stac.store.pull import PullResult, pull_features
 
-__all__ = ["FeatureItem", "StoredChip", "open_item"]
+__all__ = ["FeatureItem", "PullResult", "StoredChip", "open_item", "pull_features"]

@@ -12,6 +12,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from geosam_stac.errors import DataError
+from geosam_stac.footprint import crs_code
 from geosam_stac.types import Window
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class ChipIndex:
             )
         if manifest.crs is None:
             raise DataError("the manifest names no CRS", hint="Encode the scene again")
-        self.crs = CRS(manifest.crs)
+        crs = CRS(manifest.crs)
+        self.crs = CRS(crs_code(crs) or crs)  # by its code it reads better in messages
         affine = chip_transform(manifest.iloc[0])
         self.boxes: NDArray[Any] = manifest.geometry.to_numpy()
         self.centres = manifest[["chip_center_x", "chip_center_y"]].to_numpy(dtype=float)
@@ -64,14 +66,21 @@ class ChipIndex:
 
     def touching(self, geometry: Any) -> NDArray[np.intp]:
         """Rows of the manifest whose chips share more than a border with a geometry."""
-        near = shapely.intersects(self.boxes, geometry) & ~shapely.touches(self.boxes, geometry)
-        return np.flatnonzero(near)
+        return np.flatnonzero(overlaps(self.boxes, geometry))
 
     def nearest(self, rows: NDArray[np.intp], x: float, y: float) -> int:
         """Of these rows, the one whose centre is nearest; of equals the first, as Geo-SAM does."""
         # geosam 0.1.3, FeatureQueryEngine._nearest_candidate_index.
         off = self.centres[rows] - (x, y)
         return int(rows[np.argmin((off**2).sum(axis=1))])
+
+
+def overlaps(boxes: NDArray[Any], geometry: Any) -> NDArray[np.bool_]:
+    """Which boxes share more than a border with a geometry."""
+    found: NDArray[np.bool_] = shapely.intersects(boxes, geometry) & ~shapely.touches(
+        boxes, geometry
+    )
+    return found
 
 
 def chip_transform(row: Any) -> Affine:

@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from odc.geo.geobox import GeoBox
 from geosam_stac import features, hrefs, manifest
 from geosam_stac.encoders.registry import ModelEntry, find_model
 from geosam_stac.errors import DataError, GeosamStacError, UsageError
+from geosam_stac.item import SHA256_MULTIHASH
 from geosam_stac.sources.items import read_item
 from geosam_stac.storage import Store, read_text
 from geosam_stac.store.chip import Loaded, StoredChip
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 CACHE_CHIPS = 8
 """Chips whose tensors stay in memory; a SAM 2 chip of float16 has 8 MB."""
-
-_SHA256_MULTIHASH = "1220"
 
 
 class FeatureItem:
@@ -150,19 +149,11 @@ class FeatureItem:
         UsageError
             The box is malformed, or the CRS unknown.
         """
-        return (self.chip_of_row(row) for row in self.rows_in(bbox, crs=crs))
-
-    def rows_in(
-        self,
-        bbox: tuple[float, float, float, float] | None = None,
-        *,
-        crs: str | None = None,
-    ) -> list[int]:
-        """Numbers of the manifest's rows whose chips a box touches (see `chips`)."""
-        if bbox is None:
-            return list(range(len(self.manifest)))
-        area = box_in(bbox, crs or LONLAT, self.crs)
-        return [int(row) for row in self.index.touching(area)]
+        rows: Sequence[int] = range(len(self.manifest))
+        if bbox is not None:
+            area = box_in(bbox, crs or LONLAT, self.geobox)
+            rows = [int(row) for row in self.index.touching(area)]
+        return (self.chip_of_row(row) for row in rows)
 
     def chip_at(self, x: float, y: float, *, crs: str | None = None) -> StoredChip:
         """The chip that covers a point and whose centre is nearest to it, as Geo-SAM picks it.
@@ -179,10 +170,10 @@ class FeatureItem:
         UsageError
             The point lies outside the scene, or where chips were skipped.
         """
-        point = point_in((x, y), crs or LONLAT, self.crs)
+        point = point_in((x, y), crs or LONLAT, self.geobox)
         rows = self.index.covering(point)
         if not len(rows):
-            raise self.not_covered(point, "the point")
+            raise self.not_covered(point, f"{x:.8g},{y:.8g}")
         return self.chip_of_row(self.index.nearest(rows, point.x, point.y))
 
     def chip_of_row(self, row: int) -> StoredChip:
@@ -225,26 +216,30 @@ class FeatureItem:
         with self._at_item():
             return self.folder.get(confined(key))
 
-    def not_covered(self, geometry: Any, what: str) -> UsageError:
-        """The error of a geometry (scene's CRS) that no chip covers: outside, or skipped."""
+    def not_covered(self, geometry: Any, said: str) -> UsageError:
+        """The error of a prompt (in the scene's CRS) that no chip covers: outside, or skipped."""
         skipped = self.skipped
-        if len(skipped):
-            hit = shapely.intersects(skipped.geometry.to_numpy(), geometry).nonzero()[0]
-            if len(hit):
-                row = skipped.iloc[int(hit[0])]
-                return UsageError(
-                    f"{what} lies where a chip was skipped and has no features",
-                    item=self.item.id,
-                    chip=str(row["chip_id"]),
-                    got=str(row["reason"]),
-                )
-        west, south, east, north = self.geobox.geographic_extent.boundingbox.bbox
+        hit = (
+            shapely.intersects(skipped.geometry.to_numpy(), geometry).nonzero()[0]
+            if len(skipped)
+            else []
+        )
+        if len(hit):
+            row = skipped.iloc[int(hit[0])]
+            return UsageError(
+                "this place has no features: its chip was skipped",
+                item=self.item.id,
+                chip=str(row["chip_id"]),
+                got=f"{said} ({row['reason']})",
+            )
+        extent = self.geobox.geographic_extent.boundingbox.bbox
         return UsageError(
-            f"{what} lies outside the scene",
+            "this place lies outside the scene",
             item=self.item.id,
-            expected=f"within W,S,E,N {west:.6g},{south:.6g},{east:.6g},{north:.6g} "
-            "(longitude, latitude)",
-            got=_lonlat(geometry, self.crs),
+            expected="within W,S,E,N "
+            + ",".join(f"{value:.6g}" for value in extent)
+            + " (longitude, latitude)",
+            got=said,
             hint="Check the order, longitude before latitude, and --crs",
         )
 
@@ -266,8 +261,8 @@ class FeatureItem:
         with self._at_item():
             data = self.folder.get(key)
             checksum = self.item.assets[name].extra_fields.get("file:checksum")
-            if isinstance(checksum, str) and checksum.startswith(_SHA256_MULTIHASH):
-                expected = checksum.removeprefix(_SHA256_MULTIHASH)
+            if isinstance(checksum, str) and checksum.startswith(SHA256_MULTIHASH):
+                expected = checksum.removeprefix(SHA256_MULTIHASH)
                 check_sha256(data, expected, href=self.folder.href(key))
             return data
 
@@ -368,9 +363,3 @@ def _place_of(asset_href: str, item_href: str, item_id: str) -> tuple[str, str]:
         raise error.at(item=item_id) from None
     folder, _, name = where.partition("?")[0].rpartition("/")
     return folder, name
-
-
-def _lonlat(geometry: Any, crs: CRS) -> str:
-    point = shapely.centroid(geometry)
-    lon, lat = crs.transformer_to_crs(CRS(LONLAT))(point.x, point.y)
-    return f"{float(lon):.6g},{float(lat):.6g}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import shapely
 from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
 from odc.geo.geom import box
 from pyproj.exceptions import CRSError
 
 from geosam_stac.errors import UsageError
-from geosam_stac.sources.extent import project
+from geosam_stac.sources.extent import meet
 
 LONLAT = "EPSG:4326"
 NATIVE = "native"
@@ -32,39 +34,32 @@ def find_crs(text: str, scene_crs: CRS) -> CRS:
         ) from error
 
 
-def points_in(points: list[tuple[float, float]], crs: str, scene_crs: CRS) -> list[Any]:
-    """Shapely points in the scene's CRS.
+def points_in(points: Sequence[tuple[float, float]], crs: str, scene: GeoBox) -> list[Any]:
+    """Shapely points in a scene's CRS; an empty one for what lies too far off to be projected.
 
-    Raises UsageError for what is no number, no place in degrees, or cannot be projected.
+    Raises UsageError for what is no number, or no place in degrees.
     """
-    own = find_crs(crs, scene_crs)
+    own = find_crs(crs, _crs(scene))
     for x, y in points:
         _check(own, [(x, y)], f"{x:g},{y:g}")
-    if own == scene_crs:
-        return [shapely.Point(x, y) for x, y in points]
-    xs, ys = own.transformer_to_crs(scene_crs)(
-        [float(x) for x, _ in points], [float(y) for _, y in points]
-    )
-    found = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
-    for (x, y), point in zip(found, points, strict=True):
-        if not (math.isfinite(x) and math.isfinite(y)):
-            raise UsageError(
-                f"the point cannot be projected to {scene_crs}", got=f"{point[0]:g},{point[1]:g}"
-            )
-    return [shapely.Point(x, y) for x, y in found]
+    xs: Any = [float(x) for x, _ in points]
+    ys: Any = [float(y) for _, y in points]
+    if own != scene.crs:
+        xs, ys = own.transformer_to_crs(_crs(scene))(xs, ys)
+    return [_near(float(x), float(y), scene) for x, y in zip(xs, ys, strict=True)]
 
 
-def point_in(point: tuple[float, float], crs: str, scene_crs: CRS) -> Any:
+def point_in(point: tuple[float, float], crs: str, scene: GeoBox) -> Any:
     """One point, as `points_in`."""
-    return points_in([point], crs, scene_crs)[0]
+    return points_in([point], crs, scene)[0]
 
 
-def box_in(bounds: tuple[float, float, float, float], crs: str, scene_crs: CRS) -> Any:
-    """A box W,S,E,N as a shapely polygon in the scene's CRS, its edges densified.
+def box_in(bounds: tuple[float, float, float, float], crs: str, scene: GeoBox) -> Any:
+    """Where a box W,S,E,N and a scene meet: a shapely geometry in its CRS; empty where nowhere.
 
-    Raises UsageError where it is empty, upside down, no place in degrees, or cannot be projected.
+    Raises UsageError where it is empty, upside down, or no place in degrees.
     """
-    own = find_crs(crs, scene_crs)
+    own = find_crs(crs, _crs(scene))
     west, south, east, north = bounds
     said = ",".join(f"{value:g}" for value in bounds)
     _check(own, [(west, south), (east, north)], said)
@@ -72,10 +67,22 @@ def box_in(bounds: tuple[float, float, float, float], crs: str, scene_crs: CRS) 
         east += 360.0  # across the antimeridian
     if west >= east or south >= north:
         raise UsageError("the box is empty", expected="W,S,E,N", got=said)
-    area = project(box(west, south, east, north, own), scene_crs).geom
-    if area.is_empty or not all(map(math.isfinite, area.bounds)):
-        raise UsageError(f"the box cannot be projected to {scene_crs}", got=said)
-    return area
+    return meet(box(west, south, east, north, own), scene).geom
+
+
+def _near(x: float, y: float, scene: GeoBox) -> Any:
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return shapely.Point()
+    if _crs(scene).geographic:
+        # A longitude of -175 is one of 185, where the grid has that.
+        centre = scene.boundingbox.left + scene.boundingbox.span_x / 2
+        x += 360.0 * round((centre - x) / 360.0)
+    return shapely.Point(x, y)
+
+
+def _crs(scene: GeoBox) -> CRS:
+    assert scene.crs is not None  # `ChipIndex` sees to it
+    return scene.crs
 
 
 def _check(crs: CRS, points: list[tuple[float, float]], said: str) -> None:
