@@ -29,7 +29,16 @@ def _show_version(wanted: bool) -> None:
 
 def app() -> typer.Typer:
     """The whole command line."""
-    from geosam_stac.cli import catalogs, doctor, encode, info, jobs, models, pull
+    from geosam_stac.cli import (
+        catalogs,
+        doctor,
+        encode,
+        info,
+        jobs,
+        models,
+        plan,
+        pull,
+    )
 
     root = typer.Typer(
         name="geosam-stac",
@@ -55,6 +64,7 @@ def app() -> typer.Typer:
     ) -> None: ...
 
     root.command("encode", epilog=encode.EPILOG)(encode.encode)
+    root.command("plan", epilog=plan.EPILOG)(plan.plan)
     root.command("info")(info.info)
     root.command("doctor")(doctor.doctor)
     root.command("pull")(pull.pull)

@@ -23,6 +23,7 @@ from geosam_stac.cli.inputs import (
     takes_inputs,
 )
 from geosam_stac.cli.options import InForce, flag, takes_config
+from geosam_stac.cli.plan_text import chips_text, plan_lines, total_line
 from geosam_stac.errors import EXIT_PARTIAL, GeosamStacError, UsageError
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ def encode(
         ) as session:
             session.config_sources = in_force.sources
             if dry_run:
-                _plan_all(session, works, inputs, json_lines)
+                plan_all(session, works, inputs=inputs, json_lines=json_lines)
             else:
-                _each(
+                each(
                     works,
                     lambda source: _encode_one(session, source, json_lines),
                     inputs=inputs,
@@ -93,7 +94,7 @@ def encode(
                 )
 
 
-def _each(
+def each(
     works: Iterator[Work],
     do: Callable[[pystac.Item | Group], None],
     *,
@@ -211,7 +212,7 @@ def _summary(result: EncodeResult) -> str:
     stages = ", ".join(f"{name} {seconds[name]:.1f} s" for name in ("read", "encode", "write"))
     skipped = f", {result.chips_skipped:,} skipped" if result.chips_skipped else ""
     return (
-        f"{_chips(result.chips_encoded)} encoded{skipped} in {seconds['total']:.1f} s: "
+        f"{chips_text(result.chips_encoded)} encoded{skipped} in {seconds['total']:.1f} s: "
         f"{result.bytes_read / 1e6:,.1f} MB of pixels read, "
         f"{result.bytes_written / 1e6:,.1f} MB written (busy: {stages})"
     )
@@ -231,7 +232,10 @@ def _result_document(result: EncodeResult) -> dict[str, Any]:
     }
 
 
-def _plan_all(session: Session, works: Iterator[Work], inputs: Inputs, json_lines: bool) -> None:
+def plan_all(
+    session: Session, works: Iterator[Work], *, inputs: Inputs, json_lines: bool
+) -> list[Plan]:
+    """Print what each scene would take; returns the plans of those that have one."""
     from geosam_stac.encoders.rate import encoder_tflops
 
     plans: list[Plan] = []
@@ -244,55 +248,14 @@ def _plan_all(session: Session, works: Iterator[Work], inputs: Inputs, json_line
         if json_lines:
             console.result_json(plan.as_dict())
             return
-        for line in _plan_lines(plan):
+        for line in plan_lines(plan):
             console.result(line)
         for notice in plan.notices:
             console.note(notice)
 
     try:
-        _each(works, plan_one, inputs=inputs, out=None)
+        each(works, plan_one, inputs=inputs, out=None)
     finally:
         if len(plans) > 1 and not json_lines:
-            console.result(_total_line(plans))
-
-
-def _total_line(plans: list[Plan]) -> str:
-    seconds = [plan.estimated_seconds for plan in plans if plan.estimated_seconds is not None]
-    return (
-        f"total    {_count(len(plans), 'scene')}, {_chips(sum(plan.chips for plan in plans))}, "
-        f"{sum(plan.bytes_to_read for plan in plans) / 1e6:,.1f} MB to read, "
-        f"{sum(plan.bytes_to_write for plan in plans) / 1e6:,.1f} MB to write in "
-        f"{sum(plan.objects for plan in plans):,} objects"
-        + (f", about {_duration(sum(seconds))}" if len(seconds) == len(plans) else "")
-    )
-
-
-def _plan_lines(plan: Plan) -> list[str]:
-    seconds = plan.estimated_seconds
-    outside = f", less {plan.chips_outside:,} outside --geometry" if plan.chips_outside else ""
-    return [
-        f"scene    {plan.scene}",
-        f"bands    {', '.join(plan.bands)}",
-        f"grid     {plan.width:,} x {plan.height:,} px of {plan.resolution:g} {plan.unit} in "
-        f"{plan.crs}",
-        f"chips    {plan.chips:,} ({_count(plan.rows, 'row')} x {_count(plan.cols, 'column')}"
-        f"{outside}) of {plan.chip_px} px at stride {plan.stride_px}",
-        f"read     {plan.bytes_to_read / 1e6:,.1f} MB of pixels, decoded",
-        f"write    {plan.bytes_to_write / 1e6:,.1f} MB in {plan.objects:,} objects",
-        f"encoder  {plan.model} on {plan.device} in {plan.precision}"
-        + (f", about {_duration(seconds)}" if seconds is not None else ""),
-    ]
-
-
-def _chips(count: int) -> str:
-    return _count(count, "chip")
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:,.0f} s" if seconds >= 1 else f"{seconds:.1g} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+            console.result(total_line(plans))
+    return plans
