@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from geosam_stac.encoders.devices import (
-    PRECISIONS,
     device_failure,
     resolve_device,
     resolve_precision,
@@ -110,6 +109,7 @@ class TorchEncoder:
         output_dtype = "float32" if feature_dtype == "int8" else feature_dtype
         self._dtype: torch.dtype = getattr(torch, output_dtype)
         shape = (1, 3, 1, 1)
+        self._prepare()
         self._mean = torch.tensor(entry.mean, device=device).view(shape)
         self._std = torch.tensor(entry.std, device=device).view(shape)
 
@@ -166,6 +166,9 @@ class TorchEncoder:
             failure = device_failure(error, self.device)
             raise (failure or error) from error
 
+    def _prepare(self) -> None:
+        """What a family derives from its model once, before the first batch."""
+
     def _forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """(N, 3, S, S) float32, normalised and padded, on the device -> the outputs there."""
         raise NotImplementedError
@@ -180,12 +183,7 @@ class TorchEncoder:
         rows, columns = content_px
         images[:, :, rows:, :] = 0
         images[:, :, :, columns:] = 0
-        with torch.autocast(
-            torch.device(self.device).type,
-            dtype=PRECISIONS[self.precision],
-            enabled=self.precision != "fp32",
-        ):
-            outputs = self._forward(images)
+        outputs = self._forward(images)
         raw = {output.name: outputs[output.name] for output in self.spec.outputs}
         cast = {name: tensor.to(self._dtype) for name, tensor in raw.items()}
         # One number a chip for all outputs: one wait for the device.

@@ -127,6 +127,13 @@ def resolve_precision(requested: str, device: str) -> str:
     return requested
 
 
+def autocast(device: str, precision: str) -> torch.autocast:
+    """What runs upstream's code in a precision; nothing in fp32."""
+    return torch.autocast(
+        torch.device(device).type, dtype=PRECISIONS[precision], enabled=precision != "fp32"
+    )
+
+
 def device_failure(error: BaseException, device: str) -> GeosamStacError | None:
     """What a torch error says of the device; None where it says nothing of it.
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from geosam_stac.encoders.base import TorchEncoder, place
 from geosam_stac.encoders.checkpoints import Weights
+from geosam_stac.encoders.devices import PRECISIONS
 from geosam_stac.encoders.registry import ModelEntry
 from geosam_stac.encoders.weights import load_weights
 
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
 class SamEncoder(TorchEncoder):
     """SAM's image encoder: what `SamPredictor.set_image` keeps as `features`."""
 
+    def _prepare(self) -> None:
+        from geosam_stac.encoders.vit import FastViT
+
+        self._image_encoder = FastViT(self.model.image_encoder, PRECISIONS[self.precision])
+
     def _forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        return {"image_embed": self.model.image_encoder(images)}
+        return {"image_embed": self._image_encoder(images)}
 
 
 ENCODER = SamEncoder

@@ -11,6 +11,7 @@ from torch import nn
 
 from geosam_stac.encoders.base import TorchEncoder, place
 from geosam_stac.encoders.checkpoints import Weights
+from geosam_stac.encoders.devices import PRECISIONS
 from geosam_stac.encoders.registry import ModelEntry
 from geosam_stac.encoders.weights import load_weights
 
@@ -33,13 +34,15 @@ class Sam2Encoder(TorchEncoder):
     and conv_s1 (in `forward_image`) have projected the other two.
     """
 
+    def _prepare(self) -> None:
+        from geosam_stac.encoders.hiera import FastHiera
+
+        fine = len(self.spec.outputs) > 1
+        self._image_encoder = FastHiera(self.model, PRECISIONS[self.precision], fine=fine)
+
     def _forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        model = self.model
-        fine, middle, coarse = model.forward_image(images)["backbone_fpn"][-3:]
-        if model.directly_add_no_mem_embed:
-            # (1, 1, C) in the model, for tokens in rows; here (1, C, 1, 1).
-            coarse = coarse + model.no_mem_embed.view(1, -1, 1, 1)
-        return {"image_embed": coarse, "high_res_feats_0": fine, "high_res_feats_1": middle}
+        outputs: Mapping[str, torch.Tensor] = self._image_encoder(images)
+        return outputs
 
 
 ENCODER = Sam2Encoder

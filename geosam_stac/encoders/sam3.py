@@ -15,6 +15,7 @@ from torch import nn
 
 from geosam_stac.encoders.base import TorchEncoder, place
 from geosam_stac.encoders.checkpoints import Weights
+from geosam_stac.encoders.devices import autocast
 from geosam_stac.encoders.registry import ModelEntry
 from geosam_stac.encoders.weights import StateDict, load_weights
 from geosam_stac.errors import ConfigurationError
@@ -37,6 +38,10 @@ class Sam3Encoder(TorchEncoder):
 
     def _forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
         model = self.model
+        with autocast(self.device, self.precision):
+            return self._features(model, images)
+
+    def _features(self, model: Any, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
         fine, middle, coarse = model.vision_encoder(images).fpn_hidden_states[: len(_SCALES)]
         return {
             # (1, 1, C) in the model, for tokens in rows; here (1, C, 1, 1).
