@@ -180,11 +180,17 @@ class EncodeConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.", panel="Model")
     precision: str = option(
         "auto",
-        f"One of {', '.join(PRECISIONS)}. auto: bf16 where the GPU has it, else fp32.",
+        f"One of {', '.join(PRECISIONS)}. auto: bf16 where the device has it, else fp32.",
         panel="Model",
     )
     batch_size: int | Literal["auto"] = option(
         "auto", "Chips a batch; halved when the device runs out of memory.", panel="Model"
+    )
+    compile: bool | Literal["auto"] = option(
+        "auto",
+        "Compile the encoder before its first batch: a minute or two, kept for later runs. "
+        "Default: on CUDA devices.",
+        panel="Model",
     )
     memory_strategy: str = option(
         "balanced",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ import pystac
 
 from geosam_stac.config import EncodeConfig
 from geosam_stac.encoders import load_encoder
-from geosam_stac.encoders.base import ImageEncoder
+from geosam_stac.encoders.base import ImageEncoder, Pending
 from geosam_stac.encoders.checkpoints import Weights, resolve
 from geosam_stac.encoders.registry import ModelEntry, find_model
 from geosam_stac.errors import (
@@ -37,7 +37,10 @@ from geosam_stac.storage import read_text
 from geosam_stac.types import Access, Chip, Features, PlainAccess, Scene
 
 FREE_EVERY_CHIPS = 16
+# On CUDA the free memory says; this is until the model is loaded.
 AUTO_BATCH = {"cuda": 8, "mps": 2, "cpu": 1}
+# Inductor and Triton keep what they compiled in a folder that this variable names.
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 DEFAULTS = EncodeConfig()
 
@@ -152,8 +155,22 @@ class Session:
                 precision=self.precision,
                 feature_dtype=self.config.feature_dtype,
                 levels=self.config.levels,
+                compile="on" if self._compiles() else "off",
             )
+            automatic = self.config.batch_size == "auto" and self.config.memory_strategy != "low"
+            if automatic and self.device.startswith("cuda"):
+                self.batch_size = self._encoder.fitting_batch()
         return self._encoder
+
+    def _compiles(self) -> bool:
+        wanted = self.config.compile
+        if wanted == "auto":
+            wanted = self.device.startswith("cuda")
+        if wanted:
+            # Beside the checkpoints, so that the next run, or the next container on this volume,
+            # need not compile; unless the user has said where.
+            os.environ.setdefault(COMPILER_CACHE, str(self.cache_dir / "compiled"))
+        return wanted
 
     def scene(self, source: Source, *, read_headers: bool = True) -> Scene:
         """Make a scene of an Item's href (or `-`), JSON document, pystac Item, Group or Scene."""
@@ -229,34 +246,72 @@ class Session:
 
     def encode_batch(self, chips: list[Chip]) -> Iterator[Features]:
         """Encode chips of one shape, in as many batches as the device's memory asks for."""
-        todo = list(chips)
-        while todo:
-            batch = todo[: self.batch_size]
-            try:
-                tensors = self.encoder.encode(
-                    np.stack([chip.pixels for chip in batch]), batch[0].content_px
-                )
-            except DeviceOutOfMemoryError as error:
-                self.encoder.free_cached_memory()
-                if len(batch) == 1:
-                    raise TemporaryError(
-                        f"{self.device} is out of memory even for a batch of one chip",
-                        chip=batch[0].ref.chip_id,
-                        got=error.got,
-                        hint="Choose a smaller model, or free the device",
-                    ) from error
-                self.batch_size = len(batch) // 2
-                self.sink(BatchHalved(batch_size=self.batch_size))
-                continue
-            except GeosamStacError as error:
-                error.at(chip=", ".join(chip.ref.chip_id for chip in batch))
-                raise
-            todo = todo[len(batch) :]
-            self._free(len(batch))
-            for index, chip in enumerate(batch):
-                yield Features(
-                    ref=chip.ref, tensors={name: values[index] for name, values in tensors.items()}
-                )
+        return self.encode_batches([chips])
+
+    def encode_batches(self, batches: Iterable[list[Chip]]) -> Iterator[Features]:
+        """Encode batches, each of chips of one shape, and give their features in order.
+
+        On CUDA a batch is started before the features of the one before it are waited for: the
+        device computes while those are copied, and while what becomes of them is done.
+        """
+        ahead = self.device.startswith("cuda")
+        running: tuple[list[Chip], Pending] | None = None
+        for chips in batches:
+            todo = list(chips)
+            while todo:
+                batch = todo[: self.batch_size]
+                try:
+                    started = self._submit(batch)
+                except DeviceOutOfMemoryError as error:
+                    if running is None:
+                        self._halve(batch, error)
+                    else:  # what the batch before it holds may be what is missing
+                        yield from self._finish(*running)
+                        running = None
+                    continue
+                if running is not None:
+                    yield from self._finish(*running)
+                running = (batch, started)
+                todo = todo[len(batch) :]
+                if not ahead:
+                    yield from self._finish(*running)
+                    running = None
+        if running is not None:
+            yield from self._finish(*running)
+
+    def _submit(self, batch: list[Chip]) -> Pending:
+        with _naming(batch):
+            return self.encoder.submit(
+                np.stack([chip.pixels for chip in batch]), batch[0].content_px
+            )
+
+    def _finish(self, batch: list[Chip], pending: Pending) -> Iterator[Features]:
+        """Wait for a batch; where the device ran out of memory meanwhile, do it again in halves."""
+        try:
+            with _naming(batch):
+                tensors = pending()
+        except DeviceOutOfMemoryError as error:
+            self._halve(batch, error)
+            yield from self.encode_batches([batch])
+            return
+        self._free(len(batch))
+        for index, chip in enumerate(batch):
+            yield Features(
+                ref=chip.ref, tensors={name: values[index] for name, values in tensors.items()}
+            )
+
+    def _halve(self, batch: list[Chip], error: DeviceOutOfMemoryError) -> None:
+        """Halve the batch size; TemporaryError where it is one already."""
+        self.encoder.free_cached_memory()
+        if len(batch) == 1:
+            raise TemporaryError(
+                f"{self.device} is out of memory even for a batch of one chip",
+                chip=batch[0].ref.chip_id,
+                got=error.got,
+                hint="Choose a smaller model, or free the device",
+            ) from error
+        self.batch_size = len(batch) // 2
+        self.sink(BatchHalved(batch_size=self.batch_size))
 
     def _free(self, chips: int) -> None:
         self._since_freed += chips
@@ -264,6 +319,18 @@ class Session:
         if self._since_freed >= every:
             self.encoder.free_cached_memory()
             self._since_freed = 0
+
+
+@contextlib.contextmanager
+def _naming(batch: list[Chip]) -> Iterator[None]:
+    """An error names the chips; but for a full device, which is not their fault."""
+    try:
+        yield
+    except DeviceOutOfMemoryError:
+        raise
+    except GeosamStacError as error:
+        error.at(chip=", ".join(chip.ref.chip_id for chip in batch))
+        raise
 
 
 def _plain(item: pystac.Item) -> Access:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from geosam_stac.config import EncodeConfig
+from geosam_stac.encoders.base import Pending
 from geosam_stac.encoders.checkpoints import Weights
 from geosam_stac.encoders.registry import MODELS, ModelEntry, find_model
 from geosam_stac.events import Event
@@ -43,9 +44,11 @@ class FakeEncoder:
         precision: str = "fp32",
         feature_dtype: str = "float16",
         levels: str = "all",
+        compile: str = "off",
         before: Callable[[int], None] = lambda chips: None,
     ) -> None:
         self.device, self.precision, self.feature_dtype = device, precision, feature_dtype
+        self.compile = compile
         self.before = before
         self.batches: list[int] = []
         self.freed = 0
@@ -80,6 +83,13 @@ class FakeEncoder:
             )
             for output in self.spec.outputs
         }
+
+    def submit(self, pixels: np.ndarray, content_px: tuple[int, int]) -> Pending:
+        tensors = self.encode(pixels, content_px)
+        return lambda: tensors
+
+    def fitting_batch(self) -> int:
+        return 4
 
     def free_cached_memory(self) -> None:
         self.freed += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pystac
 import pytest
@@ -271,3 +273,94 @@ def test_the_profile_that_the_user_named_says_which_hrefs_are_read(tmp_path):
     assert session.scene(item).bands[0].href == str(tif)
     with pytest.raises(DataError, match=r"https\.tif"):
         Session(EncodeConfig(device="cpu", bands=("red",)), cache_dir=tmp_path).scene(item)
+
+
+class Ahead:
+    """Records when batches start and when they are waited for, as on a device that works alone."""
+
+    def __init__(self, session: Session, fails: frozenset[int] = frozenset()) -> None:
+        self.events: list[str] = []
+        encoder = session.encoder
+        started = encoder.submit
+        count = 0
+
+        def submit(pixels, content_px):
+            nonlocal count
+            number, count = count, count + 1
+            self.events.append(f"start {number}")
+            pending = started(pixels, content_px)
+
+            def wait():
+                self.events.append(f"wait {number}")
+                if number in fails:
+                    raise DeviceOutOfMemoryError("cuda:0 is out of memory")
+                return pending()
+
+            return wait
+
+        encoder.submit = submit
+        session.device = "cuda:0"
+
+
+def values(session, sizes: list[int]) -> list[float]:
+    """Encode batches of such sizes, chips numbered through."""
+    todo = iter(chips(sum(sizes)))
+    batches = [[next(todo) for _ in range(size)] for size in sizes]
+    return [
+        float(features.tensors["image_embed"][0, 0, 0])
+        for features in session.encode_batches(batches)
+    ]
+
+
+def test_a_gpu_starts_a_batch_before_the_one_before_is_waited_for(tmp_path, fake_model):
+    session = fake_session(tmp_path, batch_size=2)
+    ahead = Ahead(session)
+    assert values(session, [2, 2, 1]) == [0, 1, 2, 3, 4]
+    assert ahead.events == ["start 0", "start 1", "wait 0", "start 2", "wait 1", "wait 2"]
+
+
+def test_a_cpu_gives_each_batch_at_once(tmp_path, fake_model):
+    session = fake_session(tmp_path, batch_size=2)
+    ahead = Ahead(session)
+    session.device = "cpu"
+    assert values(session, [2, 2]) == [0, 1, 2, 3]
+    assert ahead.events == ["start 0", "wait 0", "start 1", "wait 1"]
+
+
+def test_a_batch_that_does_not_fit_beside_another_waits_for_it(tmp_path, fake_model):
+    """It is not halved: alone it fits."""
+    session = fake_session(tmp_path, batch_size=2)
+    Ahead(session)
+    calls = 0
+
+    def before(count: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise DeviceOutOfMemoryError("cuda:0 is out of memory")
+
+    fake_model.before = before
+    assert values(session, [2, 2]) == [0, 1, 2, 3]
+    assert session.batch_size == 2
+
+
+def test_memory_that_runs_out_while_it_is_waited_for_halves_too(tmp_path, fake_model):
+    session = fake_session(tmp_path, batch_size=4)
+    Ahead(session, fails=frozenset({1}))
+    assert values(session, [4, 4]) == list(range(8))
+    assert session.batch_size == 2
+    assert fake_model.encoder.batches == [4, 4, 2, 2]
+
+
+def test_batches_are_sized_by_the_device_where_nobody_says(tmp_path, fake_model, monkeypatch):
+    monkeypatch.setattr("geosam_stac.encoders.devices.resolve_device", lambda name: "cuda:0")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    session = fake_session(tmp_path, precision="fp32")
+    assert session.encoder.compile == "on"  # by default on a GPU
+    assert os.environ.pop("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "cache" / "compiled")
+    assert session.batch_size == 4
+    for options in ({"batch_size": 3}, {"memory_strategy": "low"}):
+        session = fake_session(tmp_path, precision="fp32", compile=False, **options)
+        assert session.encoder.compile == "off"
+        assert session.batch_size == options.get("batch_size", 1)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ

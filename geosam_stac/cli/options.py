@@ -81,7 +81,7 @@ def env_name(option: str) -> str:
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     flag = "--" + field.name.replace("_", "-")
     # Texts that EncodeConfig takes apart, as it does for Python: one place says what is no number.
-    kind = bool if hint is bool else str
+    kind = bool if bool in (hint, *typing.get_args(hint)) else str
     text = field.metadata["help"]
     if field.default not in (None, False) and "Default" not in text:
         default = f"{field.default:,}" if isinstance(field.default, int) else field.default

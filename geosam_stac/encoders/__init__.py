@@ -40,6 +40,7 @@ def load_encoder(
     precision: str,
     feature_dtype: str,
     levels: str = "all",
+    compile: str = "off",
 ) -> ImageEncoder:
     """Build a model's image encoder, ready to use.
 
@@ -55,6 +56,8 @@ def load_encoder(
         float16, float32, bfloat16, or int8 (then it gives float32: writing makes it int8).
     levels
         all, or embedding: then the image embedding is the only output.
+    compile
+        A key of `base.COMPILE_MODES`.
 
     Raises
     ------
@@ -76,6 +79,7 @@ def load_encoder(
         precision=precision,
         feature_dtype=feature_dtype,
         levels=levels,
+        compile=compile,
     )
 
 

@@ -97,7 +97,7 @@ def try_out(device: str) -> None:
 
 
 def resolve_precision(requested: str, device: str) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the GPU has it natively, else fp32.
+    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the device has it natively, else fp32.
 
     Parameters
     ----------
@@ -112,10 +112,7 @@ def resolve_precision(requested: str, device: str) -> str:
         fp16 on the CPU, where half of the operators lack it; or no precision at all.
     """
     if requested == "auto":
-        native = device.startswith("cuda") and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        return "bf16" if native else "fp32"
+        return "bf16" if _has_bf16(device) else "fp32"
     if requested not in PRECISIONS:
         raise ConfigurationError(
             f"{requested!r} is no precision", expected=f"auto, {', '.join(PRECISIONS)}"
@@ -125,6 +122,16 @@ def resolve_precision(requested: str, device: str) -> str:
             "fp16 is not for the CPU", hint="Give --precision fp32 or bf16, or another --device"
         )
     return requested
+
+
+def _has_bf16(device: str) -> bool:
+    """Whether matrices of bf16 have instructions of their own there."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Absent from torch before 2.11. On x86 only: elsewhere bf16 has not been measured.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    wanted = ("amx_bf16", "avx512_bf16")
+    return device == "cpu" and any(capabilities.get(name, False) for name in wanted)
 
 
 def autocast(device: str, precision: str) -> torch.autocast:

@@ -116,7 +116,8 @@ class TestDryRun:
             "write    0.0 MB in 8 objects",
         ]
         assert re.fullmatch(
-            r"encoder  sam2\.1-hiera-tiny on cpu in fp32, about [\d,.e-]+ (s|min|h)", done.lines[6]
+            r"encoder  sam2\.1-hiera-tiny on cpu in (fp32|bf16), about [\d,.e-]+ (s|min|h)",
+            done.lines[6],
         )
         assert fake_model.loaded == []
         assert not (tmp_path / "out").exists()

@@ -161,6 +161,80 @@ def test_wrong_input(pixels: np.ndarray, content_px: tuple[int, int]) -> None:
         make(Identity).encode(pixels, content_px)
 
 
+def test_a_started_batch_is_waited_for() -> None:
+    encoder = make(Identity, feature_dtype="float32")
+    first, second = chips(1), chips(2)[1:]
+    one, other = encoder.submit(first, (SIZE, SIZE)), encoder.submit(second, (SIZE, SIZE))
+    assert torch.equal(other()["image_embed"], encoder.encode(second, (SIZE, SIZE))["image_embed"])
+    assert torch.equal(one()["image_embed"], encoder.encode(first, (SIZE, SIZE))["image_embed"])
+
+
+def test_a_compiled_encoder_sees_batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller batch is padded; its features are those of its own chips."""
+    modes, sizes = [], []
+
+    def compile(work, *, dynamic: bool, mode: str):
+        assert not dynamic
+        modes.append(mode)
+
+        def run(images: torch.Tensor):
+            sizes.append(len(images))
+            return work(images)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    encoder = make(Identity, compile="graphs")
+    pixels = chips(3)
+    whole = encoder.encode(pixels, (SIZE, SIZE))["image_embed"]
+    rest = encoder.encode(pixels[1:2], (SIZE, SIZE))["image_embed"]
+    assert (modes, sizes) == (["reduce-overhead"], [3, 3])
+    assert rest.shape == (1, 3, SIZE, SIZE)
+    assert torch.equal(rest, whole[1:2])
+    # A larger one is compiled for anew.
+    assert encoder.encode(chips(4), (SIZE, SIZE))["image_embed"].shape[0] == 4
+    assert sizes[-1] == 4
+
+
+def test_out_of_memory_lets_a_compiled_encoder_take_smaller_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    class Small(Identity):
+        def _forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            sizes.append(len(images))
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super()._forward(images)
+
+    monkeypatch.setattr(torch, "compile", lambda work, **options: work)
+    encoder = make(Small, compile="on")
+    with pytest.raises(DeviceOutOfMemoryError):
+        encoder.encode(chips(4), (SIZE, SIZE))
+    encoder.encode(chips(2), (SIZE, SIZE))
+    encoder.encode(chips(1), (SIZE, SIZE))
+    assert sizes == [4, 2, 2]
+
+
+@pytest.mark.parametrize(("free", "batch"), [(100, 32), (13, 9), (2, 1)])
+def test_the_batch_that_fits_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, free: float, batch: int
+) -> None:
+    """One chip takes 1.5 GB, another 1 GB more; a fifth of the free memory stays free."""
+    encoder = make(Identity)
+    encoder.device = "cuda:0"
+    gigabyte = 10**9
+    monkeypatch.setattr(encoder, "_peak_bytes", lambda chips: int((0.5 + chips) * gigabyte))
+    monkeypatch.setattr(encoder, "free_cached_memory", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (int(free * gigabyte), 0))
+    assert encoder.fitting_batch() == batch
+
+
+def test_a_cpu_takes_a_chip_at_a_time() -> None:
+    assert make(Identity).fitting_batch() == 1
+
+
 def test_place_on_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: nn.Module, device: str) -> nn.Module:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -50,13 +50,31 @@ def test_resolve_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_precision("auto", "cuda:0") == "bf16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     assert resolve_precision("auto", "cuda:0") == "fp32"
-    assert resolve_precision("auto", "cpu") == resolve_precision("auto", "mps") == "fp32"
+    assert resolve_precision("auto", "mps") == "fp32"
     assert resolve_precision("fp16", "cuda:0") == "fp16"
     assert resolve_precision("bf16", "cpu") == "bf16"
     with pytest.raises(ConfigurationError, match="fp16 is not for the CPU"):
         resolve_precision("fp16", "cpu")
     with pytest.raises(ConfigurationError, match="no precision"):
         resolve_precision("int8", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "got"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"avx2": True, "amx_bf16": False, "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_a_cpu_with_bf16_instructions_uses_them(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], got: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", "cpu") == got
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older torch
+    assert resolve_precision("auto", "cpu") == "fp32"
 
 
 @pytest.mark.parametrize(
