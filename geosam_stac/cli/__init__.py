@@ -30,6 +30,7 @@ def _show_version(wanted: bool) -> None:
 def app() -> typer.Typer:
     """The whole command line."""
     from geosam_stac.cli import (
+        catalog,
         catalogs,
         doctor,
         encode,
@@ -37,7 +38,9 @@ def app() -> typer.Typer:
         jobs,
         models,
         plan,
+        publish,
         pull,
+        search,
     )
 
     root = typer.Typer(
@@ -68,6 +71,9 @@ def app() -> typer.Typer:
     root.command("info")(info.info)
     root.command("doctor")(doctor.doctor)
     root.command("pull")(pull.pull)
+    root.command("search", epilog=search.EPILOG)(search.search)
+    root.command("publish")(publish.publish)
+    root.add_typer(catalog.app, name="catalog")
     root.add_typer(models.app, name="models")
     root.add_typer(catalogs.app, name="catalogs")
     root.add_typer(jobs.app, name="jobs")

@@ -19,6 +19,7 @@ import typer
 
 from geosam_stac.cli.options import NO_METAVAR, env_name
 from geosam_stac.config import EncodeConfig, split_list
+from geosam_stac.credentials import TOKEN_VARIABLE, api_headers
 from geosam_stac.errors import (
     ConfigurationError,
     GeosamStacError,
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from geosam_stac.sources.profiles import Profile
     from geosam_stac.sources.query import SearchQuery
     from geosam_stac.types import Access
-
-# Never on the command line, where every user of the machine can read them.
-TOKEN_VARIABLE = "GEOSAM_STAC_API_TOKEN"
-HEADERS_VARIABLE = "GEOSAM_STAC_API_HEADERS"
 
 # What would fail every scene alike: they end the run.
 FATAL = (Interrupted, StorageError, ConfigurationError)
@@ -271,43 +268,6 @@ def bbox_wgs84(
         # Longitudes of 170 to 190: the search knows them as 170 to -170.
         west, east = ((value + 180.0) % 360.0 - 180.0 for value in (west, east))
     return (west, south, east, north)
-
-
-def api_headers(environ: Mapping[str, str]) -> dict[str, str]:
-    """Headers for the API's own host, from the environment.
-
-    `GEOSAM_STAC_API_TOKEN` is a bearer token; `GEOSAM_STAC_API_HEADERS` is a JSON object of names
-    and values, or `Name: value` lines. ConfigurationError, without the values, when it is neither.
-    """
-    headers: dict[str, str] = {}
-    text = environ.get(HEADERS_VARIABLE, "").strip()
-    if text:
-        if text.startswith("{"):
-            try:
-                document = json.loads(text)
-            except ValueError:
-                raise _bad_headers() from None  # the cause would show them
-            headers = {str(name): str(value) for name, value in document.items()}
-        else:
-            pairs = [line.partition(":") for line in text.splitlines() if line.strip()]
-            if not all(colon and name.strip() for name, colon, _ in pairs):
-                raise _bad_headers()
-            headers = {name.strip(): value.strip() for name, _, value in pairs}
-        if any(sign in part for pair in headers.items() for part in pair for sign in "\r\n"):
-            raise _bad_headers()
-    token = environ.get(TOKEN_VARIABLE, "").strip()
-    if any(not sign.isprintable() for sign in token):
-        raise ConfigurationError(f"{TOKEN_VARIABLE} holds more than a token")
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    return headers
-
-
-def _bad_headers() -> ConfigurationError:
-    return ConfigurationError(
-        f"{HEADERS_VARIABLE} holds no headers",
-        expected='{"Name": "value"}, or lines of Name: value',
-    )
 
 
 def gather(

@@ -18,6 +18,9 @@ from geosam_stac.errors import DataError
 
 PARQUET_MAGIC = b"PAR1"
 BATCH_ROWS = 64
+FOOTER = b"geosam-stac"
+"""Key of what our own files say in the footer: {"exact": {row: [[path, value], ...]}}, what the
+columns cannot hold of an Item (a null that is written, a time's own spelling)."""
 
 # stac-geoparquet 1.0: these columns stand beside `properties`, all others inside it.
 _TOP_LEVEL = ("type", "stac_version", "stac_extensions", "id", "collection", "links", "assets")
@@ -48,12 +51,31 @@ def parquet_documents(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[s
                 expected="stac-geoparquet, with the columns id and assets",
                 got=", ".join(names),
             )
+        exact = _footer(file).get("exact", {})
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for record in batch.to_pylist():
-                yield f"row {row}", _item_document(record)
+                yield f"row {row}", _exact(_item_document(record), exact.get(str(row), ()))
                 row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"the parquet file cannot be read: {error}", href=name) from error
+
+
+def _footer(file: Any) -> dict[str, Any]:
+    """What a file of ours says beside its columns; nothing of another's."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        footer = json.loads((file.metadata.metadata or {})[FOOTER])
+        return footer if isinstance(footer, dict) else {}
+    return {}
+
+
+def _exact(document: dict[str, Any], patches: Any) -> dict[str, Any]:
+    """The document with the values of the footer in their places."""
+    for path, value in patches:
+        target: Any = document
+        for step in path[:-1]:
+            target = target[step]
+        target[path[-1]] = value
+    return document
 
 
 def _item_document(row: dict[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,12 @@ def read_items(
             yield from reader.found(document, where)
 
 
+def read_source(source: str, *, read_bytes: ReadBytes) -> bytes:
+    """Content of a local file, http(s) or object-store URL; raises as `read_items`."""
+    with _opened(source, read_bytes) as stream:
+        return stream.read()
+
+
 def failed_line(
     source: pystac.Item | str, error: GeosamStacError, *, href: str | None = None
 ) -> str:

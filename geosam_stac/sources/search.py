@@ -271,7 +271,7 @@ def _translated(error: APIError, query: SearchQuery, what: str) -> GeosamStacErr
     if status is None:
         return _unreachable(error.__context__, href)
     got = f"HTTP {status}"
-    if message := _server_message(str(error)):
+    if message := server_message(str(error)):
         got += f": {message}"
     if status == 429 or status >= 500:
         hint = "Try again later"
@@ -321,7 +321,7 @@ def _unreachable(cause: BaseException | None, href: str) -> GeosamStacError:
     )
 
 
-def _server_message(text: str) -> str:
+def server_message(text: str) -> str:
     """The server's own words, from JSON of the usual shapes or plain text, without secrets."""
     if text.lstrip().startswith("<"):
         return ""
@@ -341,6 +341,16 @@ def _server_message(text: str) -> str:
 
 
 # Transport
+
+
+def api_adapter(
+    url: str, headers: Mapping[str, str], *, retries: int, sink: Sink = ignore
+) -> HTTPAdapter:
+    """For requests to the API at `url`: tries every method again, and adds its credentials.
+
+    `headers` go to the API's own host only. `sink` hears of every further try.
+    """
+    return _Adapter(url, headers, _Retry.of(retries, sink))
 
 
 class _Adapter(HTTPAdapter):

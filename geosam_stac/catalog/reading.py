@@ -1,0 +1,54 @@
+"""Documents of STAC by href: local, object store or http, as plain JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from geosam_stac import hrefs
+from geosam_stac.catalog.members import Document, absolute, canonical, is_feature_item, link
+from geosam_stac.errors import DataError
+from geosam_stac.sources.itemfiles import read_source
+from geosam_stac.storage import read_bytes
+
+
+def read_document(href: str) -> Document:
+    """A JSON document.
+
+    Raises
+    ------
+    DataError
+        It is not there, or no JSON object.
+    TemporaryError, StorageError
+        It cannot be had now, or from here.
+    """
+    data = read_source(href, read_bytes=read_bytes)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError("this is not JSON", href=hrefs.unsigned(href), got=str(error)) from error
+    if not isinstance(document, dict):
+        raise DataError("this is no STAC document", href=hrefs.unsigned(href))
+    return document
+
+
+def read_feature_item(href: str) -> tuple[Document, str]:
+    """A feature Item and where it lies; of a catalog's member, the Item that it is a copy of.
+
+    The href is made absolute. DataError where there is none, or it is another kind of document.
+    """
+    place = absolute_href(href)
+    document = read_document(place)
+    if is_feature_item(document) and link(document, "emb:model") is not None:
+        original = canonical(absolute(document, place))
+        if original != place:
+            return read_document(original), original
+    return document, place
+
+
+def absolute_href(href: str) -> str:
+    """A local path as an absolute one; a URL as it is."""
+    if not hrefs.is_local(href):
+        return href
+    # Not resolve(): the name that the user gave, symbolic links included.
+    return str(Path.cwd() / hrefs.to_local_path(href).expanduser())

@@ -1,0 +1,202 @@
+"""Objects that several processes change: each has a version, and is replaced only at that one.
+
+The version is S3's ETag, Google's generation, or a local file's time and size. Above `storage`,
+whose drivers it asks for what plain objects have no need of. Must not import fsspec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from geosam_stac.errors import DataError, GeosamStacError
+from geosam_stac.storage import Store
+from geosam_stac.storage_errors import translated
+
+# What S3 answers when another was quicker, and what a store does that knows no conditions.
+_LOST = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"})
+_UNKNOWN = frozenset({"NotImplemented", "501"})
+_SINGLE_PUT_BYTES = 1 << 32
+
+
+class VersionedStore(Store):
+    """A Store whose objects can be replaced under a condition. Safe to use from many threads."""
+
+    def versions(self, prefix: str) -> dict[str, str]:
+        """Key -> version of all objects below a key, in the keys' order."""
+        with translated("listing", self.href(prefix)):
+            found = self._local(prefix) if self.is_local else self._remote(prefix)
+        return dict(sorted(found.items()))
+
+    def version(self, key: str) -> str | None:
+        """The version of one object; None when it is not there."""
+        with translated("looking up", self.href(key)):
+            if self.is_local:
+                return _local_version(Path(self.href(key)))
+            try:
+                info = self._fs.info(self.href(key))
+            except FileNotFoundError:
+                return None
+            return _remote_version(info) if info.get("type") == "file" else None
+
+    def read(self, key: str) -> bytes | None:
+        """Content of an object; None when it is not there."""
+        try:
+            return self.get(key)
+        except DataError:
+            return None
+
+    def folders(self) -> list[str]:
+        """Names of the folders right below the root, sorted; hidden ones are left out."""
+        with translated("listing", self.url):
+            try:
+                if self.is_local:
+                    names = [path.name for path in Path(self.url).iterdir() if path.is_dir()]
+                else:
+                    entries = self._fs.ls(self.url, detail=True)
+                    names = [
+                        str(entry["name"]).rstrip("/").rpartition("/")[2]
+                        for entry in entries
+                        if entry["type"] == "directory"
+                    ]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(name for name in names if not name.startswith("."))
+
+    def put_if(self, key: str, data: bytes, version: str | None) -> bool:
+        """Write an object if its version is still this one (None: if it is not there).
+
+        False when another has been quicker. Local files are compared and replaced under a lock of
+        their folder. A store that knows no conditions writes all the same: who must be sure reads
+        again what he built on.
+        """
+        if self.is_local:
+            return self._put_local(key, data, version)
+        protocol = self.url.partition("://")[0].lower()
+        with translated("writing", self.href(key)):
+            if protocol in ("s3", "s3a"):
+                return self._put_s3(key, data, version)
+            if protocol in ("gs", "gcs"):
+                return self._put_gcs(key, data, version)
+        self.put(key, data)
+        return True
+
+    @property
+    def _fs(self) -> Any:
+        return self._backend.fs  # type: ignore[union-attr]
+
+    def _local(self, prefix: str) -> dict[str, str]:
+        root = Path(self.url)
+        found = {}
+        for path in (root / prefix).rglob("*"):
+            if not path.name.startswith(".") and (version := _local_version(path)):
+                found[path.relative_to(root).as_posix()] = version
+        return found
+
+    def _remote(self, prefix: str) -> dict[str, str]:
+        try:
+            entries = self._fs.find(self.href(prefix), detail=True)
+        except FileNotFoundError:
+            return {}
+        root = self._fs._strip_protocol(self.url).rstrip("/") + "/"
+        return {
+            str(path).removeprefix(root): _remote_version(info) for path, info in entries.items()
+        }
+
+    def _put_local(self, key: str, data: bytes, version: str | None) -> bool:
+        path = Path(self.href(key))
+        with translated("writing", self.href(key)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            if _local_version(path) != version:
+                return False
+            self.put(key, data)
+        return True
+
+    def _put_s3(self, key: str, data: bytes, version: str | None) -> bool:
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+        try:
+            # In one request: conditions are of a PUT, not of the parts of an upload.
+            self._fs.pipe_file(self.href(key), data, chunksize=_SINGLE_PUT_BYTES, **condition)
+        except OSError as error:
+            answer = getattr(error.__cause__, "response", None) or {}
+            code = str(answer.get("Error", {}).get("Code", ""))
+            if code in _LOST:
+                return False
+            if code not in _UNKNOWN:
+                raise
+            self.put(key, data)
+        return True
+
+    def _put_gcs(self, key: str, data: bytes, version: str | None) -> bool:
+        # gcsfs knows only "create": any other generation is asked for in a request of our own.
+        fs = self._fs
+        bucket, name, _ = fs.split_path(self.href(key))
+        head = b"--==0==\nContent-Type: application/json; charset=UTF-8\n\n"
+        head += json.dumps({"name": name}).encode()
+        head += b"\n--==0==\nContent-Type: application/octet-stream\n\n"
+        try:
+            fs.call(
+                "POST",
+                f"{fs._location}/upload/storage/v1/b/{quote(bucket)}/o",
+                uploadType="multipart",
+                headers={"Content-Type": 'multipart/related; boundary="==0=="'},
+                data=head + data + b"\n--==0==--",
+                json_out=True,
+                ifGenerationMatch=version or "0",
+            )
+        except Exception as error:
+            # gcsfs raises HttpError, which cannot be imported where it is not installed.
+            if str(getattr(error, "code", "")) == "412" or isinstance(error, FileExistsError):
+                return False
+            raise
+        return True
+
+
+def settle(attempts: int, href: str) -> Iterator[int]:
+    """Count the tries of a change that others may undo; raises when they never end."""
+    yield from range(attempts)
+    raise GeosamStacError(
+        f"others change this all the time: {attempts} tries were in vain",
+        href=href,
+        hint="Run it again when fewer workers write there",
+    )
+
+
+def _local_version(path: Path) -> str | None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # The inode too: a replaced file of the same size may have the time of the old one.
+    return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}" if path.is_file() else None
+
+
+def _remote_version(info: dict[str, Any]) -> str:
+    for name in ("generation", "ETag", "etag", "mtime", "LastModified", "updated"):
+        if info.get(name):
+            return str(info[name])
+    return str(info.get("size", ""))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: no file is left behind, and a process that dies lets go of it."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows has neither
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # some network file systems
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
