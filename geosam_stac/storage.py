@@ -7,10 +7,12 @@ The only user of fsspec. Writes are whole or not there at all; every failure is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,18 @@ class Store:
         """
         with translated("writing", self.href(key)):
             self._backend.put(key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object, unless there is one of this key: of two writers one gets True.
+
+        Local: a hard link, which fails where the name is taken. Object stores: a conditional
+        request (S3's If-None-Match, GCS's ifGenerationMatch). A store that knows neither is asked
+        first, which leaves a moment in which two can both be told True.
+
+        Raises as `put`.
+        """
+        with translated("writing", self.href(key)):
+            return self._backend.create(key, data)
 
     def get(self, key: str) -> bytes:
         """Read an object; DataError when it is not there, else as `put`."""
@@ -149,13 +163,28 @@ class _LocalBackend:
         return str(self.root / key)
 
     def put(self, key: str, data: bytes) -> None:
+        self._write(key, data, Path.replace)
+
+    def create(self, key: str, data: bytes) -> bool:
+        if os.path.lexists(self.root / key):
+            return False
+        try:
+            self._write(key, data, _link)
+        except FileExistsError:
+            if not (self.root / key).is_file():
+                raise
+            return False
+        return True
+
+    def _write(self, key: str, data: bytes, name: Callable[[Path, Path], object]) -> None:
+        """Write a hidden file, which `name` then gives its own name."""
         target = self.root / key
         new = [folder for folder in target.parents if not folder.exists()]
         temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_durably(temporary, data)
-            temporary.replace(target)
+            name(temporary, target)
         except BaseException:  # a signal too must leave nothing half-written behind
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -226,13 +255,36 @@ class _ObjectBackend:
         try:
             self.fs.pipe_file(self.href(key), data)
         except FileNotFoundError as error:
-            # Keys need no folders in an object store: what is missing is the bucket.
-            raise StorageError(
-                "there is no such bucket", href=self.href(key), hint="Create it, or correct --out"
-            ) from error
+            raise self._no_bucket(key) from error
+
+    def create(self, key: str, data: bytes) -> bool:
+        # Asked first as well: there are stores that ignore the condition.
+        if self.size(key) is not None:
+            return False
+        try:
+            self.fs.pipe_file(self.href(key), data, mode="create")
+        except FileExistsError:
+            return False
+        except FileNotFoundError as error:
+            raise self._no_bucket(key) from error
+        except OSError as error:
+            if error.errno == errno.ENOSYS:  # S3's 501: this store knows no conditions
+                self.put(key, data)
+                return True
+            # s3fs tells of a 412 as EINVAL, and of a 409 (two at the same moment) as EBUSY.
+            if error.errno in (errno.EINVAL, errno.EBUSY) and self.size(key) is not None:
+                return False
+            raise
+        return True
 
     def get(self, key: str) -> bytes:
         return bytes(self.fs.cat_file(self.href(key)))
+
+    def _no_bucket(self, key: str) -> StorageError:
+        # Keys need no folders in an object store: what is missing is the bucket.
+        return StorageError(
+            "there is no such bucket", href=self.href(key), hint="Create it, or correct --out"
+        )
 
     def size(self, key: str) -> int | None:
         try:
@@ -310,6 +362,20 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except (
+        OSError
+    ):  # a file system without hard links, as FAT: the name is taken first, then filled
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        temporary.replace(target)
+        return
+    temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,6 +47,33 @@ def test_local_round_trip(tmp_path):
     assert not store.exists("a/b.bin")
 
 
+def test_of_many_who_create_one_file_one_is_told_so(tmp_path):
+    store = Store(str(tmp_path))
+    for number in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            told = list(pool.map(lambda n: store.create(f"d/{number}", b"%d" % n), range(8)))  # noqa: B023
+        assert told.count(True) == 1
+        assert store.get(f"d/{number}") == b"%d" % told.index(True)
+    assert _names(tmp_path / "d") == sorted(map(str, range(20)))  # nothing half-done is left
+
+
+def test_a_file_is_created_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def link(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    store = Store(str(tmp_path))
+    assert [store.create("a", b"1"), store.create("a", b"2")] == [True, False]
+    assert store.get("a") == b"1"
+    assert _names(tmp_path) == ["a"]
+
+
+def test_a_folder_where_a_file_is_to_be_created(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="a file stands where a folder is needed"):
+        Store(str(tmp_path)).create("file/a", b"1")
+
+
 def test_files_are_readable_by_others(tmp_path):
     old = os.umask(0o022)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,45 @@ def test_what_another_writer_did_is_seen(store):
     assert store.size("t/a") == 2
     other.delete("t/a")
     assert not store.exists("t/a")
+
+
+def test_an_object_that_is_there_is_not_created(store):
+    other = Store(store.url)
+    assert store.create("t/a", b"1") is True
+    assert other.create("t/a", b"12") is False
+    assert store.get("t/a") == b"1"
+    store.delete("t/a")
+    assert other.create("t/a", b"12") is True
+
+
+def test_of_many_who_create_one_object_one_is_told_so(s3_endpoint, monkeypatch):  # noqa: F811
+    use_s3(monkeypatch, s3_endpoint)
+    for number in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            stores = [Store("s3://bucket/race") for _ in range(8)]
+            told = list(
+                pool.map(
+                    lambda pair: pair[1].create(f"t/{number}", b"%d" % pair[0]),  # noqa: B023
+                    enumerate(stores),
+                )
+            )
+        assert told.count(True) == 1
+        assert stores[0].get(f"t/{number}") == b"%d" % told.index(True)
+
+
+def test_a_store_without_conditions(s3_endpoint, monkeypatch):  # noqa: F811
+    use_s3(monkeypatch, s3_endpoint)
+    store = Store("s3://bucket/odd")
+    pipe = store._backend.fs.pipe_file
+
+    def refusing(path, value, mode="overwrite"):
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality")
+        return pipe(path, value)
+
+    monkeypatch.setattr(store._backend.fs, "pipe_file", refusing)
+    assert [store.create("t/a", b"1"), store.create("t/a", b"2")] == [True, False]
+    assert store.get("t/a") == b"1"
 
 
 def test_keys_below_a_key(store):
