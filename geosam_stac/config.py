@@ -219,6 +219,11 @@ class EncodeConfig:
         digest=True,
     )
     overwrite: bool = option(False, "Encode again what is there already.", panel="Output")
+    verify_source: bool = option(
+        False,
+        "Check source files against file:checksum first; reads each of them whole.",
+        panel="Run",
+    )
     max_chips: int = option(100_000, "Refuse a plan of more chips than this.", panel="Run")
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import pystac
 
+from geosam_stac.checksums import verify_sources
 from geosam_stac.commit import Outcome, commit, read_commit
 from geosam_stac.config import EncodeConfig
 from geosam_stac.crew import Channel, Crew
@@ -103,6 +104,8 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
             )
         )
     store.check_writable()
+    if config.verify_source:
+        verify_sources(scene, access=session.access, sink=session.sink)
     if finished is not None:
         store.delete(layout.item)  # it names what is not there
     return _SceneRun(

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,35 @@ def read_bytes(href: str) -> bytes:
         if hrefs.is_local(href):
             return hrefs.to_local_path(href).read_bytes()
         return bytes(_filesystem(href).cat_file(href))
+
+
+def read_chunks(href: str, options: Mapping[str, str], chunk_bytes: int) -> Iterator[bytes]:
+    """As `read_bytes`, a piece at a time. `options` are GDAL's, which decide how S3 is asked."""
+    with translated("reading", hrefs.unsigned(href)):
+        if hrefs.is_local(href):
+            file: Any = hrefs.to_local_path(href).open("rb")
+        else:
+            filesystem = _filesystem(href, **_s3_settings(href, options))
+            file = filesystem.open(href, "rb", block_size=max(chunk_bytes, 8 << 20))
+        with file:
+            while chunk := file.read(chunk_bytes):
+                yield chunk
+
+
+def _s3_settings(href: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """GDAL's options for an S3 href, as s3fs takes them."""
+    if not href.lower().startswith("s3://"):
+        return {}
+    settings: dict[str, Any] = {
+        "anon": options.get("AWS_NO_SIGN_REQUEST", "").upper() == "YES",
+        "requester_pays": options.get("AWS_REQUEST_PAYER", "").lower() == "requester",
+    }
+    if endpoint := options.get("AWS_S3_ENDPOINT"):
+        scheme = "http" if options.get("AWS_HTTPS", "YES").upper() == "NO" else "https"
+        settings["endpoint_url"] = f"{scheme}://{endpoint}"
+    if region := options.get("AWS_REGION"):
+        settings["client_kwargs"] = {"region_name": region}
+    return settings
 
 
 def read_text(href: str) -> str:
@@ -316,7 +345,7 @@ class _ObjectBackend:
             self.delete(_PROBE_KEY)
 
 
-def _filesystem(url: str) -> Any:
+def _filesystem(url: str, **settings: Any) -> Any:
     match = _SCHEME.match(url)
     protocol = match[1].lower() if match else ""
     if match is None or protocol in _READ_ONLY:
@@ -340,7 +369,7 @@ def _filesystem(url: str) -> Any:
         # workers have written or deleted since, and with credentials that have expired.
         # gcsfs compares the server's md5 with its own only when asked; s3fs sends a checksum.
         checks = {"consistency": "md5"} if protocol in ("gs", "gcs") else {}
-        return driver(use_listings_cache=False, skip_instance_cache=True, **checks)
+        return driver(use_listings_cache=False, skip_instance_cache=True, **checks, **settings)
 
 
 def _checked(key: str) -> str:

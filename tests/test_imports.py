@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "credentials",
     ),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),
-    ("planning", "journal", "versioned"),
+    ("planning", "journal", "versioned", "checksums"),
     ("session", "doctor"),
     ("commit",),
     ("pipeline",),
