@@ -9,7 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from geosam_stac.api import Session, encode, open_features, plan, pull
+    from geosam_stac.api import (
+        Session,
+        encode,
+        open_features,
+        plan,
+        publish,
+        pull,
+        search,
+        search_features,
+    )
     from geosam_stac.config import EncodeConfig
     from geosam_stac.errors import GeosamStacError
     from geosam_stac.store import FeatureItem, PullResult
@@ -25,7 +34,10 @@ _HOMES = {
     "encode": "geosam_stac.api",
     "open_features": "geosam_stac.api",
     "plan": "geosam_stac.api",
+    "publish": "geosam_stac.api",
     "pull": "geosam_stac.api",
+    "search": "geosam_stac.api",
+    "search_features": "geosam_stac.api",
 }
 
 __all__ = [
@@ -38,7 +50,10 @@ __all__ = [
     "encode",
     "open_features",
     "plan",
+    "publish",
     "pull",
+    "search",
+    "search_features",
 ]
 
 

@@ -6,18 +6,26 @@ Here and in the CLI alone the environment is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pystac
 
+from geosam_stac import catalog as features_catalog
 from geosam_stac import session
+from geosam_stac.catalog import FeatureQuery, Publisher
 from geosam_stac.config import EncodeConfig
+from geosam_stac.credentials import api_headers
 from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
-from geosam_stac.events import Sink, ignore
+from geosam_stac.errors import UsageError
+from geosam_stac.events import Event, Notice, Sink, ignore
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
 from geosam_stac.sources import as_geojson
+from geosam_stac.sources import search as sources_search
+from geosam_stac.sources.profiles import load_profile
+from geosam_stac.sources.query import SearchQuery
 from geosam_stac.store import FeatureItem, PullResult, open_item, pull_features
 from geosam_stac.types import EncodeResult
 
@@ -57,13 +65,25 @@ class Session(session.Session):
             token=hugging_face_token(os.environ),
         )
         self.config_sources = dict.fromkeys(options, "Python")
+        self._publisher = Publisher(asked.publish, headers=api_headers(os.environ), sink=sink)
 
     def encode(
         self, source: session.Source, *, out: str | os.PathLike[str] | None = None
     ) -> EncodeResult:
-        """Encode one scene into `out` (default: the config's); see `pipeline.encode_scene`."""
+        """Encode one scene into `out` (default: the config's); see `pipeline.encode_scene`.
+
+        With `publish` in the config the new Item is published; the Collections of a static
+        catalog are made anew when the session is closed.
+        """
         config = self.config if out is None else self.config.replace({"out": out})
-        return encode_scene(self, self.scene(source), config)
+        result = encode_scene(self, self.scene(source), config)
+        self._publisher.add(result.href)
+        return result
+
+    def close(self) -> None:
+        """Let go of the model and the device's memory; finish the catalog that was published to."""
+        super().close()
+        self._publisher.finish()
 
 
 def encode(
@@ -105,6 +125,151 @@ def plan(source: session.Source, config: EncodeConfig | None = None, **options: 
     """
     with Session(config, **options) as opened:
         return opened.plan(source)
+
+
+def search(
+    url: str | None = None,
+    *,
+    catalog: str | None = None,
+    collections: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    bbox: Sequence[float] | None = None,
+    intersects: Mapping[str, Any] | None = None,
+    datetime: str | None = None,
+    filter: str | Mapping[str, Any] | None = None,
+    query: Mapping[str, Any] | Sequence[str] | None = None,
+    sortby: Sequence[str] = (),
+    limit: int | None = None,
+    sink: Sink | None = None,
+) -> Iterator[pystac.Item]:
+    """Search a STAC API for imagery: Items for `Session.encode`, page by page.
+
+    Parameters
+    ----------
+    url, catalog
+        The API's landing page, or the name of a profile (`geosam-stac catalogs list`): one of
+        both.
+    collections, ids, bbox, intersects, datetime, filter, query, sortby, limit
+        See `sources.query.SearchQuery`. A token for the API is read from the environment.
+    sink
+        Hears of retries, and of Items that are broken, which are left out. Default: they become
+        warnings.
+
+    Raises
+    ------
+    UsageError
+        Not one place to search, or the search is not understood.
+    ConfigurationError, DataError, TemporaryError
+        See `sources.search.search`.
+    """
+    if (url is None) == (catalog is None):
+        raise UsageError("a search needs one place", hint="Give url, or the name of a catalog")
+    asked = SearchQuery(
+        url=url or load_profile(str(catalog)).url,
+        collections=tuple(collections),
+        ids=tuple(ids),
+        bbox=None if bbox is None else tuple(bbox),
+        intersects=intersects,
+        datetime=datetime,
+        filter=filter,
+        query=query if query is None or isinstance(query, str | Mapping) else tuple(query),
+        sortby=tuple(sortby),
+        limit=limit,
+    )
+    return _items(asked, sink or _warn)
+
+
+def _items(query: SearchQuery, sink: Sink) -> Iterator[pystac.Item]:
+    for found in sources_search.search(query, headers=api_headers(os.environ), sink=sink):
+        if found.item is None:
+            sink(Notice(message=str(found.error), level="warning"))
+        else:
+            yield found.item
+
+
+def _warn(event: Event) -> None:
+    if isinstance(event, Notice) and event.level == "warning":
+        warnings.warn(event.message, stacklevel=3)
+
+
+def search_features(
+    *,
+    catalog: str | None = None,
+    index: str | None = None,
+    api: str | None = None,
+    model: str | None = None,
+    resolution: float | None = None,
+    bbox: Sequence[float] | None = None,
+    datetime: str | None = None,
+    source_collection: str | None = None,
+    filter: str | Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    sink: Sink | None = None,
+) -> list[pystac.Item]:
+    """Find features that are encoded already: feature Items, newest first.
+
+    Parameters
+    ----------
+    catalog, index, api
+        One of the three: a static catalog's catalog.json or folder, a stac-geoparquet file, or the
+        URL of a STAC API (a token for it is read from the environment). All give the same answer.
+    model, resolution, bbox, datetime, source_collection, filter, limit
+        See `catalog.FeatureQuery`.
+    sink
+        Hears of retries, and of what could not be read. Default: they become warnings.
+
+    Returns
+    -------
+    list of pystac.Item
+        For `open_features`, `pull` and the like; the self link leads to the Item that was encoded.
+
+    Raises
+    ------
+    UsageError
+        Not one place to search, or the search is not understood.
+    ConfigurationError, DataError, StorageError, TemporaryError
+        The place is not there, or cannot be read.
+    """
+    query = FeatureQuery(
+        model=model,
+        resolution=resolution,
+        bbox=None if bbox is None else tuple(bbox),
+        datetime=datetime,
+        source_collection=source_collection,
+        filter=filter,
+        limit=limit,
+    )
+    found = features_catalog.search_features(
+        query,
+        catalog=catalog,
+        index=index,
+        api=api,
+        headers=api_headers(os.environ) if api else None,
+        sink=sink or _warn,
+    )
+    items = []
+    for document in found:
+        item = pystac.Item.from_dict(document, preserve_dict=False)
+        item.set_self_href(features_catalog.canonical(document))
+        items.append(item)
+    return items
+
+
+def publish(
+    items: str | Iterable[str], to: str, *, rebuild: bool = True, sink: Sink | None = None
+) -> int:
+    """Publish feature Items by their hrefs; see `catalog.publish`. Returns how many.
+
+    `to`: a static catalog's catalog.json, a .parquet file, or the URL of a STAC API (a token for it
+    is read from the environment).
+    """
+    return features_catalog.publish(
+        [items] if isinstance(items, str) else items,
+        to,
+        headers=api_headers(os.environ),
+        rebuild=rebuild,
+        sink=sink or _warn,
+    )
 
 
 def open_features(

@@ -218,6 +218,12 @@ class EncodeConfig:
         panel="Output",
         digest=True,
     )
+    publish: str | None = option(
+        None,
+        "Publish each new Item: catalog.json of a static catalog, a .parquet index, or the URL of "
+        "a STAC API with Transactions.",
+        panel="Output",
+    )
     overwrite: bool = option(False, "Encode again what is there already.", panel="Output")
     verify_source: bool = option(
         False,

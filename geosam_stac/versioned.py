@@ -7,6 +7,7 @@ whose drivers it asks for what plain objects have no need of. Must not import fs
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -137,16 +138,18 @@ class VersionedStore(Store):
         # gcsfs knows only "create": any other generation is asked for in a request of our own.
         fs = self._fs
         bucket, name, _ = fs.split_path(self.href(key))
-        head = b"--==0==\nContent-Type: application/json; charset=UTF-8\n\n"
-        head += json.dumps({"name": name}).encode()
-        head += b"\n--==0==\nContent-Type: application/octet-stream\n\n"
+        boundary = hashlib.sha256(data).hexdigest()  # which the data cannot hold
+        line = f"--{boundary}".encode()
+        head = line + b"\nContent-Type: application/json; charset=UTF-8\n\n"
+        head += json.dumps({"name": name}).encode() + b"\n" + line
+        head += b"\nContent-Type: application/octet-stream\n\n"
         try:
             fs.call(
                 "POST",
                 f"{fs._location}/upload/storage/v1/b/{quote(bucket)}/o",
                 uploadType="multipart",
-                headers={"Content-Type": 'multipart/related; boundary="==0=="'},
-                data=head + data + b"\n--==0==--",
+                headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
+                data=head + data + b"\n" + line + b"--",
                 json_out=True,
                 ifGenerationMatch=version or "0",
             )

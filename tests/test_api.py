@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pystac
 import pytest
@@ -12,7 +14,9 @@ from odc.geo.geom import box
 
 import geosam_stac as gs
 from geosam_stac.errors import ConfigurationError, DataError, UsageError
+from geosam_stac.sources.itemfiles import Found
 from tests import rasters
+from tests.catalog import features
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 
@@ -141,3 +145,65 @@ def test_importing_the_package_imports_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "[]\n"
+
+
+def test_publish_and_search_features(tmp_path):
+    made = [features.feature_item(number) for number in range(2)]
+    hrefs = features.write(tmp_path / "out", *made)
+    catalog = str(tmp_path / "out" / "catalog.json")
+    assert gs.publish(hrefs[0], catalog, rebuild=False) == 1
+    assert gs.publish(hrefs, catalog) == 2
+    found = gs.search_features(catalog=catalog, model="sam2.1_t", resolution=10)
+    assert [item.id for item in found] == [made[1].id, made[0].id]
+    assert [item.self_href for item in found] == hrefs[::-1]
+    assert found[0].properties == made[1].properties
+    bbox = list(made[0].bbox)
+    assert [item.id for item in gs.search_features(catalog=catalog, bbox=bbox)] == [made[0].id]
+    with pytest.raises(gs.GeosamStacError, match="Give one of"):
+        gs.search_features()
+
+
+def test_what_a_search_cannot_read_becomes_a_warning(tmp_path):
+    hrefs = features.write(tmp_path / "out", features.feature_item(0), features.feature_item(1))
+    catalog = tmp_path / "out" / "catalog.json"
+    gs.publish(hrefs, str(catalog))
+    shutil.rmtree(tmp_path / "out" / "index")
+    (tmp_path / "out" / "items.parquet").unlink()
+    next((tmp_path / "out" / "collections").glob("*/scene-00*.json")).unlink()
+    with pytest.warns(UserWarning, match="no such file"):
+        assert len(gs.search_features(catalog=str(catalog))) == 1
+
+
+def test_a_session_publishes_and_rebuilds_when_it_is_closed(item, tmp_path, fake_model):
+    catalog = tmp_path / "out" / "catalog.json"
+    options = {"checkpoint": "untrained", "device": "cpu", "stride": 32, "publish": str(catalog)}
+    with gs.Session(model="sam2.1-hiera-tiny", out=tmp_path / "out", **options) as session:
+        result = session.encode(item)
+        assert not catalog.exists()
+        assert [one.id for one in gs.search_features(catalog=str(catalog))] == [result.item.id]
+    assert catalog.is_file()
+
+
+def test_search_gives_items_for_encode(monkeypatch):
+    source = pystac.Item("a", None, None, datetime(2024, 1, 1, tzinfo=UTC), {})
+    asked = {}
+
+    def search(query, *, headers, sink):
+        asked.update(query=query, headers=headers)
+        yield Found(item=source, error=None, href="https://h/a")
+        yield Found(item=None, error=DataError("broken", item="b"), href="https://h/b")
+
+    monkeypatch.setattr("geosam_stac.sources.search.search", search)
+    monkeypatch.setenv("GEOSAM_STAC_API_TOKEN", "secret")
+    with pytest.warns(UserWarning, match="broken"):
+        found = list(gs.search("https://h", collections=["s2"], bbox=[1, 2, 3, 4], limit=5))
+    assert found == [source]
+    assert asked["query"].url == "https://h"
+    assert (asked["query"].collections, asked["query"].bbox) == (("s2",), (1, 2, 3, 4))
+    assert asked["headers"] == {"Authorization": "Bearer secret"}
+    with pytest.warns(UserWarning):
+        list(gs.search(catalog="earth-search", ids=["x"], query=["eo:cloud_cover<10"]))
+    assert asked["query"].url.startswith("https://earth-search")
+    for places in ({}, {"url": "https://h", "catalog": "earth-search"}):
+        with pytest.raises(gs.GeosamStacError, match="needs one place"):
+            gs.search(**places)

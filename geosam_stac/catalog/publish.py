@@ -10,12 +10,22 @@ from geosam_stac.catalog.parallel import in_parallel
 from geosam_stac.catalog.reading import absolute_href, read_feature_item
 from geosam_stac.catalog.static import StaticCatalog, root_of
 from geosam_stac.catalog.transactions import publish_to_api
-from geosam_stac.errors import UsageError
+from geosam_stac.errors import ConfigurationError, UsageError
 from geosam_stac.events import Sink, ignore
+from geosam_stac.hrefs import find_secret
 
 
 def kind_of(target: str) -> str:
-    """`api`, `index` or `catalog`: where a target publishes to; UsageError for anything else."""
+    """`api`, `index` or `catalog`: where a target publishes to.
+
+    Raises UsageError for anything else, ConfigurationError when it holds a secret.
+    """
+    secret = find_secret(target)
+    if secret is not None:
+        raise ConfigurationError(
+            f"the place to publish to holds a secret ({secret}), which run.json would keep",
+            hint="Give it through the environment, as GEOSAM_STAC_API_TOKEN",
+        )
     path = target.partition("?")[0].rstrip("/")
     if path.endswith(".parquet"):
         kind = "index"

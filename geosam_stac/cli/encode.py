@@ -24,11 +24,13 @@ from geosam_stac.cli.inputs import (
 )
 from geosam_stac.cli.options import InForce, flag, takes_config
 from geosam_stac.cli.plan_text import chips_text, plan_lines, total_line
+from geosam_stac.credentials import api_headers
 from geosam_stac.errors import EXIT_PARTIAL, GeosamStacError, UsageError
 
 if TYPE_CHECKING:
     import pystac
 
+    from geosam_stac.catalog import Publisher
     from geosam_stac.planning import Plan
     from geosam_stac.session import Session
     from geosam_stac.sources.groups import Group
@@ -65,6 +67,7 @@ def encode(
     if config.out is None and not dry_run:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
     # Here, not above: these bring torch and GDAL, and take seconds.
+    from geosam_stac.catalog import Publisher
     from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
     from geosam_stac.session import Session
     from geosam_stac.sources import as_geojson
@@ -73,6 +76,8 @@ def encode(
         config = config.replace({"geometry": as_geojson(config.geometry)})
     profile = inputs.profile()
     with console.ProgressSink() as sink:
+        headers = api_headers(os.environ) if config.publish else None
+        publisher = Publisher(config.publish, headers=headers, sink=sink)
         works = scenes(gather(inputs, config, environ=os.environ, sink=sink), config.groupby)
         with Session(
             config,
@@ -86,12 +91,26 @@ def encode(
             if dry_run:
                 plan_all(session, works, inputs=inputs, json_lines=json_lines)
             else:
-                each(
-                    works,
-                    lambda source: _encode_one(session, source, json_lines),
-                    inputs=inputs,
-                    out=config.out,
-                )
+                _encode_all(session, works, publisher, inputs=inputs, json_lines=json_lines)
+
+
+def _encode_all(
+    session: Session,
+    works: Iterator[Work],
+    publisher: Publisher,
+    *,
+    inputs: Inputs,
+    json_lines: bool,
+) -> None:
+    def encode_one(source: pystac.Item | Group) -> None:
+        _encode_one(session, source, publisher, json_lines)
+
+    try:
+        each(works, encode_one, inputs=inputs, out=session.config.out)
+    except SystemExit:  # some scenes failed; the others are published
+        publisher.finish()
+        raise
+    publisher.finish()
 
 
 def each(
@@ -195,10 +214,13 @@ def _asked(inputs: Inputs) -> str:
     return f" for {', '.join(said)} and the extent given" if said else " in the extent given"
 
 
-def _encode_one(session: Session, source: pystac.Item | Group, json_lines: bool) -> None:
+def _encode_one(
+    session: Session, source: pystac.Item | Group, publisher: Publisher, json_lines: bool
+) -> None:
     from geosam_stac.pipeline import encode_scene
 
     result = encode_scene(session, session.scene(source), session.config)
+    publisher.add(result.href)
     if json_lines:
         console.result_json(_result_document(result))
     else:

@@ -58,6 +58,7 @@ METAVARS = {
     "batch_size": "N",
     "memory_strategy": "NAME",
     "out": "PATH|URL",
+    "publish": "PLACE",
     "format": "NAME",
     "feature_dtype": "NAME",
     "levels": "NAME",

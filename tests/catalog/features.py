@@ -86,7 +86,7 @@ def feature_item(
     facts = items.FileFacts(bytes=1000, sha256="0" * 64)
     return items.build_item(
         scene=scene,
-        grid=ChipGrid(geobox=geobox, chip_px=64, stride_px=32),
+        grid=ChipGrid(geobox=geobox, chip_px=1024, stride_px=512),
         spec=spec,
         config=EncodeConfig(),
         layout=layout,

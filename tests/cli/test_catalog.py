@@ -101,3 +101,35 @@ def test_help_keeps_catalog_and_catalogs_apart(cli):
     shown = cli("--help").out
     assert "The static catalog of your own features" in shown
     assert "Profiles of public STAC APIs" in shown
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_encode_publishes_what_it_writes(cli, fake, tmp_path):
+    catalog = tmp_path / "all" / "catalog.json"
+    done = cli(*fake, "--publish", catalog)
+    assert done.code == 0, done.err
+    assert cli("search", "--catalog", catalog).lines == done.lines
+    assert json.loads(catalog.read_text())["type"] == "Catalog"
+    # Nothing to do, and published elsewhere as well: the same Item, so the same digest.
+    again = cli(*fake, "--publish", tmp_path / "mine.parquet")
+    assert (again.code, again.lines) == (0, done.lines)
+    assert "nothing to do" in again.err
+    assert cli("search", "--index", tmp_path / "mine.parquet").lines == done.lines
+    run = json.loads(next((tmp_path / "out").glob("*/run.json")).read_text())
+    assert run["config"]["publish"] == str(catalog)
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_a_wrong_place_is_told_before_anything_is_encoded(cli, fake, tmp_path):
+    done = cli(*fake, "--publish", tmp_path / "somewhere")
+    assert (done.code, done.out) == (2, "")
+    assert "no place to publish to" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_an_item_that_cannot_be_published_has_failed(cli, fake, monkeypatch):
+    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda self, response=None: None)
+    done = cli(*fake, "--publish", "http://127.0.0.1:9/stac")
+    assert (done.code, done.out) == (75, "")
+    assert "the API did not answer" in done.err
