@@ -48,6 +48,7 @@ class Outcome:
     thumbnail: Thumbnail
     bytes_read: int
     seconds: Mapping[str, float]
+    busy: Mapping[str, float]
 
 
 def read_commit(store: Store, layout: Layout, scene: Scene) -> pystac.Item | None:
@@ -173,6 +174,7 @@ def _run_document(outcome: Outcome, created: datetime) -> bytes:
             "chips_encoded": len(outcome.rows),
             "chips_skipped": len(outcome.skipped),
             "seconds": dict(outcome.seconds),
+            "busy": {name: round(value, 3) for name, value in outcome.busy.items()},
             "bytes_read": outcome.bytes_read,
         },
         sources=session.config_sources,

@@ -26,6 +26,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FEATURE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 FORMATS = ("pt", "safetensors")
 LEVELS = ("all", "embedding")
+# A batch of one, a block and a tile on their way.
+LEAST_MEMORY_GB = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +233,11 @@ class EncodeConfig:
         panel="Run",
     )
     max_chips: int = option(100_000, "Refuse a plan of more chips than this.", panel="Run")
+    max_memory: float = option(
+        1.0,
+        "GB for pixels and features on their way; the program and the model come on top.",
+        panel="Run",
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -301,6 +308,12 @@ class EncodeConfig:
             raise UsageError("--resolution must be a positive number", got=str(self.resolution))
         if self.batch_size != "auto" and self.batch_size < 1:
             raise UsageError("--batch-size must be auto or at least 1", got=str(self.batch_size))
+        if not (math.isfinite(self.max_memory) and self.max_memory >= LEAST_MEMORY_GB):
+            raise UsageError(
+                "--max-memory is too small",
+                expected=f"at least {LEAST_MEMORY_GB:g} GB",
+                got=f"{self.max_memory:g}",
+            )
         if self.max_chips < 1:
             raise UsageError("--max-chips must be at least 1", got=str(self.max_chips))
         if self.bbox is not None:

@@ -65,8 +65,13 @@ class Crew:
                     return
                 thread.join(POLL_S)
 
-    def raise_first(self) -> None:
-        """Raise the first failure, if there was one."""
+    def finish(self) -> None:
+        """`join`, then raise the first failure, if there was one."""
+        try:
+            self.join()
+        except BaseException as error:  # noqa: BLE001 - an interruption; raised below
+            self.fail(error)
+            self.join()
         if self._failures:
             raise self._failures[0]
 

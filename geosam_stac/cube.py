@@ -1,20 +1,20 @@
 """Scene + window -> pixels on the scene's grid. The only user of odc-stac.
 
-Pixels are loaded with odc-stac on the source's own grid (or on an overview of it), then warped
-in memory by GDAL with an exact transformer. So a pixel's value does not depend on how the scene
-is cut: `odc.stac.load` into another CRS uses GDAL's approximate one, and gave other pixels for
-other windows (up to 10 of 255 with bilinear, measured on NAIP into EPSG:3857).
+Pixels are loaded with odc-stac on the source's own grid (or on an overview of it), in tiles of the
+file's own blocks, each once; then they are warped in memory by GDAL with an exact transformer. So a
+pixel's value does not depend on how the scene is cut: `odc.stac.load` into another CRS uses GDAL's
+approximate one, and gave other pixels for other windows (up to 10 of 255 with bilinear, measured on
+NAIP into EPSG:3857), and fetched what two windows share twice.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import odc.stac
@@ -23,64 +23,58 @@ import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
 from geosam_stac.errors import DataError, ForbiddenError, TemporaryError
-from geosam_stac.grid import crop, tiles
-from geosam_stac.radiometry import band_valid, widen
+from geosam_stac.grid import crop
+from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles
+from geosam_stac.radiometry import band_valid
 from geosam_stac.raster_errors import read_error
-from geosam_stac.types import (
-    GDAL_SETTINGS,
-    Access,
-    Band,
-    Block,
-    BlockRef,
-    Member,
-    PlainAccess,
-    Scene,
-    Window,
-)
+from geosam_stac.source_tiles import SourceTiles
+from geosam_stac.types import GDAL_SETTINGS, Access, Band, Member, PlainAccess, Scene, Window
 from geosam_stac.warp import (
     inside_of,
     is_aligned,
     kernel_shrink,
+    offset_in,
     overview_grid,
     source_part,
     warp,
     wkt,
 )
-from geosam_stac.windows import overlap, rectangles, tiles_under, within
+from geosam_stac.windows import Tiling, slices, tile_shape
 
-# Tiles are the unit in which pixels are read and kept: each is read once.
-TILE_PX = 1024
+# What is read at once, unless the caller says otherwise: of three bands of uint16 12 MB.
+TILE_AREA_PX = 2 << 20
 
 # Member of our own on the Item that odc-stac gets: the asset's href without its signature.
 UNSIGNED = "geosam:unsigned"
 
-# Threads that odc-stac reads with: bands and parts of one window side by side.
-READ_THREADS = 4
+T = TypeVar("T")
 
 
 class CubeReader:
-    """Reads a scene's blocks; every pixel is loaded once while `keep` allows it.
+    """Reads windows of a scene, from any number of threads.
+
+    A source pixel is fetched and decoded once for all windows of a `plan`. Whoever reads along
+    `tiling` also decodes each block of a file on the scene's own grid once, and keeps nothing.
 
     Parameters
     ----------
     scene
         Bands with their `geobox` and `dtype` known (headers read).
-    blocks
-        All blocks in the order in which they will be read. A tile is kept until the last block
-        that needs it has been read.
     resampling
         nearest, bilinear, cubic or average.
-    keep_bytes
-        Tiles that `scan` loads are kept for the blocks up to this many bytes.
     access
         How the assets of each of the scene's Items are opened: signatures, GDAL options. Default:
         as they are.
+    tile_area_px
+        About how many pixels are read at once.
 
     Attributes
     ----------
+    dtype, band_count
+        Of what `read` gives.
     bytes_read
         Decoded source pixels so far, in bytes.
     """
@@ -88,21 +82,27 @@ class CubeReader:
     def __init__(
         self,
         scene: Scene,
-        blocks: Iterable[BlockRef],
         *,
         resampling: str,
-        keep_bytes: int,
         access: Callable[[pystac.Item], Access] | None = None,
+        tile_area_px: int = TILE_AREA_PX,
     ) -> None:
         self.scene = scene
-        self.bytes_read = 0
-        self._keep_bytes = keep_bytes
+        self._files = KeptFiles()
+        self._tile_area_px = tile_area_px
+        self._tiling: Tiling | None = None
+        self._lock = threading.Lock()
         members = scene.members or (Member(item_id=scene.id, bands=scene.bands),)
         # Each Item has credentials of its own: one mosaic may lie in several accounts.
         opened = [access(item) for item in scene.items] if access is not None else []
         opened = opened or [PlainAccess() for _ in members]
         self._members = [
-            _MemberReader(scene, member, resampling, its)
+            _MemberReader(
+                scene,
+                member,
+                resampling,
+                _Opening(access=its, files=self._files, tile_area_px=tile_area_px),
+            )
             for member, its in zip(members, opened, strict=True)
         ]
         computed = scene.expression is not None or scene.scaled
@@ -110,75 +110,63 @@ class CubeReader:
             *[np.float32] if computed else [member.dtype for member in self._members]
         )
         self.band_count = 1 if scene.expression is not None else len(scene.bands)
-        self._tiles: dict[Window, tuple[NDArray[Any], NDArray[np.bool_]]] = {}
-        self._uses: dict[Window, int] = {}
-        for block in blocks:
-            for tile in self._tiles_of(block.window):
-                self._uses[tile] = self._uses.get(tile, 0) + 1
 
     @property
-    def fits(self) -> bool:
-        """Whether the scene's pixels can all be kept, so that a scan costs no second read."""
-        height, width = self.scene.geobox.shape
-        per_pixel = self.band_count * (self.dtype.itemsize + 1)
-        return bool(height * width * per_pixel <= self._keep_bytes)
+    def bytes_read(self) -> int:
+        """Decoded source pixels so far, in bytes."""
+        return sum(group.bytes_read for group in self._groups())
 
     @property
-    def tile_count(self) -> int:
-        """How many windows `scan` gives."""
-        return sum(1 for _ in tiles(self.scene.geobox, TILE_PX))
+    def bytes_kept(self) -> int:
+        """Source pixels that are kept for a window to come, in bytes."""
+        return sum(group.tiles.bytes for group in self._groups())
 
-    def scan(self) -> Iterable[tuple[Window, NDArray[Any], NDArray[np.bool_]]]:
-        """Every pixel of the scene once, in windows: (window, (B, H, W) data, (B, H, W) valid)."""
-        for tile in tiles(self.scene.geobox, TILE_PX):
-            data, valid = self._tiles.get(tile) or self._load(tile)
-            if self.fits and tile in self._uses:
-                self._tiles[tile] = (data, valid)
-            yield tile, data, valid
+    def tiling(self) -> Tiling:
+        """How to cut the scene so that no block of its (first) file is cut. Opens that file.
 
-    def read(self, ref: BlockRef) -> Block:
-        """Load one block: (3, H, W) source values and (H, W) validity on the scene's grid.
-
-        Raises DataError or TemporaryError that names the asset when a read fails.
+        Raises as `read` does.
         """
-        needed = self._tiles_of(ref.window)
-        for region in rectangles([tile for tile in needed if tile not in self._tiles]):
-            data, valid = self._load(region)
-            for tile in self._tiles_of(region):
-                part = within(tile, region)
-                self._tiles[tile] = (data[:, *part], valid[:, *part])
-        shape = (ref.window.height, ref.window.width)
-        data = np.empty((self.band_count, *shape), dtype=self.dtype)
-        valid = np.empty(data.shape, dtype=bool)
-        for tile in needed:
-            tile_data, tile_valid = self._tiles[tile]
-            into, out = overlap(ref.window, tile)
-            data[:, *into] = tile_data[:, *out]
-            valid[:, *into] = tile_valid[:, *out]
-            self._uses[tile] -= 1
-            if not self._uses[tile]:
-                del self._tiles[tile]
-        anywhere: NDArray[np.bool_] = np.any(valid, axis=0)
-        return Block(ref=ref, data=widen(data), band_valid=widen(valid), valid=anywhere)
+        with self._lock:
+            if self._tiling is None:
+                shape = self.scene.geobox.shape
+                whole: tuple[int, int] = (shape[0], shape[1])
+                on_grid = [group for group in self._groups() if group.aligned]
+                if on_grid:
+                    group = on_grid[0]
+                    row, col = offset_in(group.grid, self.scene.geobox)
+                    self._tiling = Tiling(
+                        shape=whole, tile=group.tiling().tile, origin=(-row, -col)
+                    )
+                else:
+                    tile = tile_shape((1, 1), whole, area_px=self._tile_area_px)
+                    self._tiling = Tiling(shape=whole, tile=tile)
+        return self._tiling
 
-    def _tiles_of(self, window: Window) -> list[Window]:
-        height, width = self.scene.geobox.shape
-        return tiles_under(window, (height, width), TILE_PX)
+    def plan(self, windows: Iterable[Window]) -> None:
+        """These windows will be read, each once: what several of them need is kept for them."""
+        geoboxes = [crop(self.scene.geobox, window) for window in windows]
+        for group in self._groups():
+            group.plan(geoboxes)
 
-    def _load(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values and validity of one window: members laid over each other, then derived."""
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Pixels of one window: members laid over each other, then derived.
+
+        Returns
+        -------
+        (B, H, W) values, and (B, H, W) bool, True = valid (inside the source, not nodata, not
+        masked). What is not valid has any value.
+
+        Raises
+        ------
+        DataError, TemporaryError
+            They name the asset.
+        """
         geobox = crop(self.scene.geobox, window)
-        data = np.zeros((len(self.scene.bands), *geobox.shape), dtype=self.dtype)
-        valid = np.zeros(data.shape, dtype=bool)
-        for member in self._members:
-            # Whole pixels: bands of two Items are never mixed in one.
-            free = ~valid.any(axis=0)
-            if not free.any():
-                break
-            values, member_valid, size = member.read(geobox)
-            self.bytes_read += size
-            np.copyto(data, values, where=free, casting="unsafe")
-            np.copyto(valid, member_valid, where=free)
+        try:
+            data, valid = self._mosaic(geobox)
+        finally:
+            for group in self._groups():
+                group.release(geobox)
         if self.scene.expression is None:
             return data, valid
         bands = {
@@ -188,160 +176,259 @@ class CubeReader:
         derived = self.scene.expression.evaluate(bands)[np.newaxis]
         return derived, np.isfinite(derived)
 
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def _mosaic(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        if len(self._members) == 1:
+            return self._members[0].read(geobox)
+        data = np.zeros((len(self.scene.bands), *geobox.shape), dtype=self.dtype)
+        valid = np.zeros(data.shape, dtype=bool)
+        for member in self._members:
+            # Whole pixels: bands of two Items are never mixed in one.
+            free = ~valid.any(axis=0)
+            if not free.any():
+                break
+            values, member_valid = member.read(geobox)
+            np.copyto(data, values, where=free, casting="unsafe")
+            np.copyto(valid, member_valid, where=free)
+        return data, valid
+
+    def _groups(self) -> list[_Group]:
+        return [group for member in self._members for group in member.groups]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opening:
+    """How an Item's files are opened, kept open and cut."""
+
+    access: Access
+    files: KeptFiles
+    tile_area_px: int
+
 
 class _MemberReader:
     """One Item's bands on the scene's grid: nodata, masks and scaling dealt with."""
 
-    def __init__(self, scene: Scene, member: Member, resampling: str, access: Access) -> None:
+    def __init__(self, scene: Scene, member: Member, resampling: str, opening: _Opening) -> None:
         self.scene = scene
         self.member = member
-        self._bands = [_Source(scene, band, resampling, access) for band in member.bands]
+        self._bands = [_Source(scene, band, resampling, opening) for band in member.bands]
         # Classes and bit fields have no values in between.
-        self._masks = [_Source(scene, band, "nearest", access) for band in member.masks]
+        self._masks = [_Source(scene, band, "nearest", opening) for band in member.masks]
         self.dtype = np.result_type(*[source.dtype for source in self._bands])
+        self._band_groups, self._mask_groups = (
+            [_Group(scene, group, opening) for group in _by_grid(sources)]
+            for sources in (self._bands, self._masks)
+        )
+        self.groups = [*self._band_groups, *self._mask_groups]
 
-    def read(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
-        """(B, H, W) values, (B, H, W) validity, and the bytes of source pixels read."""
-        data = np.empty((len(self._bands), *geobox.shape), dtype=self.dtype)
-        valid, size = _read_sources(self._bands, geobox, data)
-        valid &= band_valid(data, [source.band.nodata for source in self._bands])
+    def read(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(B, H, W) values and (B, H, W) validity."""
+        data, known = _read_groups(self._bands, self._band_groups, geobox, self.dtype)
+        valid = band_valid(data, [source.band.nodata for source in self._bands])
+        valid &= known
         if self._masks:
-            masks = np.zeros((len(self._masks), *geobox.shape), dtype=np.int64)
-            inside, mask_size = _read_sources(self._masks, geobox, masks)
-            size += mask_size
-            for mask, values, known in zip(self.scene.masks, masks, inside, strict=True):
-                valid &= ~(mask.hits(values) & known)
+            masks, known = _read_groups(self._masks, self._mask_groups, geobox, np.dtype(np.int64))
+            for mask, values, inside in zip(self.scene.masks, masks, known, strict=True):
+                valid &= ~(mask.hits(values) & inside)
         if not self.scene.scaled:
-            return data, valid, size
+            return data, valid
         scaled = np.empty(data.shape, dtype=np.float32)
         for index, source in enumerate(self._bands):
             scaled[index] = data[index] * source.band.scale + source.band.offset
-        return scaled, valid, size
+        return scaled, valid
 
 
-def _read_sources(
-    sources: list[_Source], geobox: GeoBox, out: NDArray[Any]
-) -> tuple[NDArray[np.bool_], int]:
-    """Read into `out` (n, H, W); returns (n, H, W) inside, and the bytes of source pixels."""
-    inside = np.empty(out.shape, dtype=bool)
-    total = 0
-    for group in _by_grid(sources):
-        members = [sources.index(source) for source in group]
-        out[members], inside[members], size = group[0].read(geobox, group)
-        total += size
-    return inside, total
+def _read_groups(
+    sources: list[_Source], groups: list[_Group], geobox: GeoBox, dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """(n, H, W) of all sources, and (n, H, W) inside. Neither is to be written to."""
+    if len(groups) == 1 and groups[0].sources == sources and groups[0].dtype == dtype:
+        data, inside = groups[0].read(geobox)
+        return data, inside
+    data = np.empty((len(sources), *geobox.shape), dtype=dtype)
+    known = np.empty(data.shape, dtype=bool)
+    for group in groups:
+        members = [sources.index(source) for source in group.sources]
+        data[members], known[members] = group.read(geobox)
+    return data, known
 
 
 class _Source:
     """One band's way onto the scene's grid: the level to read, and whether it must be warped."""
 
-    def __init__(self, scene: Scene, band: Band, resampling: str, access: Access) -> None:
+    def __init__(self, scene: Scene, band: Band, resampling: str, opening: _Opening) -> None:
         if band.geobox is None or band.dtype is None:
             raise DataError("the band's header is not known", item=scene.id, href=band.href)
-        self.scene = scene
         self.band = band
         self.dtype = np.dtype(band.dtype)
         self.resampling = resampling
-        self.access = access
+        self.access = opening.access
         whole = compute_reproject_roi(band.geobox, scene.geobox)
         # The scale is taken of the whole scene: taken of each window, windows would disagree.
-        level = 2 ** int(math.log2(max(1, whole.read_shrink)))
-        self.grid = overview_grid(band.geobox, level)
-        self.aligned = is_aligned(self.grid, scene.geobox)
+        self.level = 2 ** int(math.log2(max(1, whole.read_shrink)))
+        self.grid = overview_grid(band.geobox, self.level)
         scale = whole.scale2
-        self.shrink = (kernel_shrink(scale.x / level), kernel_shrink(scale.y / level))
+        self.shrink = (kernel_shrink(scale.x / self.level), kernel_shrink(scale.y / self.level))
 
-    def read(
-        self, geobox: GeoBox, group: list[_Source]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_], int]:
-        """Pixels of all sources of one grid on `geobox`: (n, H, W), (n, H, W) inside, bytes."""
-        shape = (len(group), *geobox.shape)
-        if self.aligned:
-            data = _load_native(self.scene, group, geobox, self.resampling)
-            return data, np.broadcast_to(inside_of(self.grid, geobox), shape), data.nbytes
-        data = np.empty(shape, dtype=self.dtype)
-        inside = np.zeros(shape, dtype=bool)
-        src_geobox = source_part(self.grid, geobox)
-        if src_geobox is None:
-            for index, source in enumerate(group):
+
+class _Group:
+    """Sources that are loaded together: one grid, one dtype, opened in one way."""
+
+    def __init__(self, scene: Scene, sources: list[_Source], opening: _Opening) -> None:
+        self.scene = scene
+        self.sources = sources
+        self.grid, self.dtype = sources[0].grid, sources[0].dtype
+        self.aligned = is_aligned(self.grid, scene.geobox)
+        self.tiles = SourceTiles(self._load, self.tiling)
+        self.bytes_read = 0
+        self._files = opening.files
+        self._tile_area_px = opening.tile_area_px
+        self._tiling: Tiling | None = None
+        self._parts: dict[GeoBox, Window | None] = {}
+        self._lock = threading.RLock()
+
+    def tiling(self) -> Tiling:
+        """The grid cut along the first file's blocks; opens it."""
+        with self._lock:
+            if self._tiling is None:
+                height, width = self.grid.shape
+                shape = (height, width)
+                block = _renewing(self.sources[:1], self._block_shape)
+                tile = tile_shape(block, shape, area_px=self._tile_area_px)
+                self._tiling = Tiling(shape=shape, tile=tile)
+            return self._tiling
+
+    def plan(self, geoboxes: list[GeoBox]) -> None:
+        """What `read` will be asked for, and `release`."""
+        self._parts = {geobox: self._part(geobox) for geobox in geoboxes}
+        self.tiles.plan([part for part in self._parts.values() if part is not None])
+
+    def release(self, geobox: GeoBox) -> None:
+        """Read or not, this is done with."""
+        part = self._part(geobox)
+        if part is not None:
+            self.tiles.release(part)
+
+    def read(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Pixels of all sources on `geobox`: (n, H, W), and (n, H, W) inside the source.
+
+        Neither is to be written to.
+        """
+        shape = (len(self.sources), *geobox.shape)
+        part = self._part(geobox)
+        if part is None:
+            data = np.empty(shape, dtype=self.dtype)
+            for index, source in enumerate(self.sources):
                 data[index] = source.band.nodata or 0
-            return data, inside, 0
-        src_data = _load_native(self.scene, group, src_geobox, self.resampling)
-        for nodata, members in _by_nodata(group):
-            data[members], inside[members] = warp(
-                src_data[members],
-                src_geobox,
+            return data, np.zeros(shape, dtype=bool)
+        pixels = self.tiles.read(part)
+        if self.aligned:
+            inside = np.broadcast_to(inside_of(self.grid, geobox), shape)
+            if pixels.shape == shape:
+                return pixels, inside
+            data = np.zeros(shape, dtype=self.dtype)
+            row, col = offset_in(self.grid, geobox)
+            data[
+                :,
+                part.row_off - row : part.row_off - row + part.height,
+                part.col_off - col : part.col_off - col + part.width,
+            ] = pixels
+            return data, inside
+        data = np.empty(shape, dtype=self.dtype)
+        known = np.empty(shape, dtype=bool)
+        for nodata, members in _by_nodata(self.sources):
+            data[members], known[members] = warp(
+                pixels[members],
+                crop(self.grid, part),
                 geobox,
                 nodata=nodata,
-                resampling=self.resampling,
-                shrink=self.shrink,
+                resampling=self.sources[0].resampling,
+                shrink=self.sources[0].shrink,
             )
-        return data, inside, src_data.nbytes
+        return data, known
+
+    def _part(self, geobox: GeoBox) -> Window | None:
+        """The window of the grid that `geobox` needs; None where they do not meet."""
+        if geobox in self._parts:
+            return self._parts[geobox]
+        if not self.aligned:
+            part = source_part(self.grid, geobox)
+            if part is None:
+                return None
+            row, col = offset_in(self.grid, part)
+            return Window(row_off=row, col_off=col, height=part.height, width=part.width)
+        row, col = offset_in(self.grid, geobox)
+        top, left = max(row, 0), max(col, 0)
+        bottom = min(row + geobox.height, self.grid.height)
+        right = min(col + geobox.width, self.grid.width)
+        if top >= bottom or left >= right:
+            return None
+        return Window(row_off=top, col_off=left, height=bottom - top, width=right - left)
+
+    def _block_shape(self) -> tuple[int, int]:
+        source = self.sources[0]
+        options = source.access.options(source.band.source_href)
+        uri = source.access.sign(source.band.source_href)
+        with rasterio.Env(**GDAL_SETTINGS, **GDAL_CACHE, **options):
+            try:
+                with self._files.open(uri) as dataset:
+                    # Overviews are taken to have the same; if not, blocks are cut, no more.
+                    height, width = dataset.block_shapes[source.band.index - 1]
+                    return height, width
+            except (RasterioError, OSError) as error:
+                raise read_error(error, item=self.scene.id, href=source.band.href) from error
+
+    def _load(self, window: Window) -> NDArray[Any]:
+        """(n, h, w) pixels of a window of the grid."""
+        pixels = _renewing(self.sources, lambda: self._load_once(window))
+        with self._lock:
+            self.bytes_read += pixels.nbytes
+        return pixels
+
+    def _load_once(self, window: Window) -> NDArray[Any]:
+        sources = self.sources
+        item, names = _load_item(self.scene, sources)
+        hrefs = {asset.href: asset.extra_fields[UNSIGNED] for asset in item.assets.values()}
+        options = sources[0].access.options(sources[0].band.source_href)
+        bands: dict[str, list[int]] = {}
+        for name in dict.fromkeys(names):
+            key, _, number = name.rpartition(".")
+            bands.setdefault(item.assets[key].href, []).append(int(number))
+        geobox = self.grid[slices(window)]
+        driver = KeptDriver(
+            self._files, bands, window=window, geobox=geobox, level=sources[0].level
+        )
+        resampling = sources[0].resampling
+        with rasterio.Env(**GDAL_SETTINGS, **GDAL_CACHE, **options):
+            try:
+                cube = odc.stac.load(
+                    [item],
+                    bands=list(dict.fromkeys(names)),
+                    geobox=geobox,
+                    resampling=resampling if resampling == "nearest" else "average",
+                    driver=driver,
+                )
+            except (RasterioError, OSError) as error:
+                named = [hrefs[uri] for uri in driver.failed]
+                href = ", ".join(dict.fromkeys(named or hrefs.values()))
+                raise read_error(error, item=self.scene.id, href=href) from error
+        return np.stack([cube[name].values[0] for name in names])
 
 
-def _load_native(
-    scene: Scene, sources: list[_Source], geobox: GeoBox, resampling: str
-) -> NDArray[Any]:
-    """(n, H, W) pixels of bands that share a grid, on that grid: no warp takes place.
-
-    A read that is forbidden is tried once more with a new signature, where one can be had.
-    """
+def _renewing(sources: list[_Source], do: Callable[[], T]) -> T:
+    """Do a read. One that is forbidden is tried once more with a new signature, if there is one."""
     try:
-        return _load_once(scene, sources, geobox, resampling)
+        return do()
     except (ForbiddenError, TemporaryError):
         # Of a 403 in mid-read GDAL tells only "got 0 bytes": any failure may be one.
         # All are asked, not only the first: several containers may have expired.
         renewed = [source.access.renew(source.band.source_href) for source in sources]
         if not any(renewed):
             raise
-        return _load_once(scene, sources, geobox, resampling)
-
-
-def _load_once(
-    scene: Scene, sources: list[_Source], geobox: GeoBox, resampling: str
-) -> NDArray[Any]:
-    item, names = _load_item(scene, sources)
-    hrefs = {asset.href: asset.extra_fields[UNSIGNED] for asset in item.assets.values()}
-    access = sources[0].access
-    options = access.options(sources[0].band.source_href)
-    with _failed_reads() as failed, rasterio.Env(**GDAL_SETTINGS, **options):
-        try:
-            cube = odc.stac.load(
-                [item],
-                bands=list(dict.fromkeys(names)),
-                geobox=geobox,
-                resampling=resampling if resampling == "nearest" else "average",
-                pool=READ_THREADS,
-            )
-        except (RasterioError, OSError) as error:
-            named = [href for source, href in hrefs.items() if source in failed]
-            href = ", ".join(dict.fromkeys(named or hrefs.values()))
-            raise read_error(error, item=scene.id, href=href) from error
-    return np.stack([cube[name].values[0] for name in names])
-
-
-@contextlib.contextmanager
-def _failed_reads() -> Iterator[list[str]]:
-    """The source hrefs that odc-loader logs as failed; its exception does not name them.
-
-    The record goes no further: it holds the signed href, and the user hears of the failure from
-    our own error. So does a warning of rasterio about its own scratch array.
-    """
-    failed: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple) and record.args:
-            failed.append(str(record.args[0]))
-        return False
-
-    logger = logging.getLogger("odc.loader._rio")
-    logger.addFilter(keep)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            yield failed
-    finally:
-        logger.removeFilter(keep)
+        return do()
 
 
 def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[str]]:

@@ -109,16 +109,3 @@ def _split_columns(grid: ChipGrid, band: list[ChipRef], chips_a_side: int) -> It
 def crop(geobox: GeoBox, window: Window) -> GeoBox:
     """The part of a geobox that a window of it covers."""
     return geobox[slices(window)]
-
-
-def tiles(geobox: GeoBox, tile_px: int) -> Iterator[Window]:
-    """Cut a grid into windows of `tile_px` squared, without overlap; the last ones are smaller."""
-    height, width = geobox.shape
-    for row_off in range(0, height, tile_px):
-        for col_off in range(0, width, tile_px):
-            yield Window(
-                row_off=row_off,
-                col_off=col_off,
-                height=min(tile_px, height - row_off),
-                width=min(tile_px, width - col_off),
-            )

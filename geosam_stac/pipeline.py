@@ -1,20 +1,21 @@
 """`encode_scene`: every queue, thread and pool of the project is made here (of `crew`'s kinds).
 
-A reader thread loads blocks and cuts chips, the calling thread owns the device, writer threads
-serialise and store features, over bounded queues, so memory does not grow with the scene. The
-Item is written last: it is the commit marker.
+Reader threads load tiles and cut chips, the calling thread owns the device, writer threads
+serialise and store features, over queues that the memory budget bounds, so memory does not grow
+with the scene. The Item is written last: it is the commit marker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import threading
 import time
-from collections.abc import Iterator
 
 import pystac
 
+from geosam_stac.budget import share_out
 from geosam_stac.checksums import verify_sources
 from geosam_stac.commit import Outcome, commit, read_commit
 from geosam_stac.config import EncodeConfig
@@ -27,11 +28,14 @@ from geosam_stac.grid import blocks
 from geosam_stac.journal import Done, Journal, missing_chips, recorded_chips
 from geosam_stac.layout import Layout, item_id, layer_name
 from geosam_stac.planning import chip_grid, chips_outside
-from geosam_stac.radiometry import RangeEstimator, make_chip, to_rgb8
+from geosam_stac.radiometry import RangeEstimator, make_chip
+from geosam_stac.reading import Reading
 from geosam_stac.session import Session
+from geosam_stac.stages import Stages
 from geosam_stac.storage import Store
 from geosam_stac.thumbnail import Thumbnail
 from geosam_stac.types import (
+    Block,
     BlockRef,
     Chip,
     ChipGrid,
@@ -43,12 +47,6 @@ from geosam_stac.types import (
     SkippedRow,
 )
 
-WRITERS = 4
-# A SAM2 chip is 8 MiB of float16 features and 3 MiB of pixels: these bound memory to about 0.3 GB.
-FEATURES_QUEUE = 8
-CHIPS_QUEUE_BATCHES = 2
-# Pixels that a scan for the value range may keep, so that the encoder need not read them again.
-SCAN_KEEP_BYTES = 1 << 30
 STAGES = ("read", "encode", "write")
 NO_VALID_PIXEL = "no valid pixel"
 OUTSIDE = "outside --geometry"
@@ -138,6 +136,7 @@ def _finished(
         bytes_read=0,
         bytes_written=0,
         seconds=dict.fromkeys((*STAGES, "total"), 0.0),
+        busy=dict.fromkeys(STAGES, 0.0),
     )
 
 
@@ -168,13 +167,15 @@ class _SceneRun:
         self.outside = chips_outside(scene, (ref for block in every for ref in block.chips))
         self.blocks = [block for block in every if not self._is_outside(block)]
         self.chips = tuple(ref for block in every for ref in block.chips)
-        self.reader = CubeReader(
+        self.budget = share_out(config, self.spec, batch_size=session.batch_size)
+        self.stages = Stages(read=self.budget.readers, encode=1, write=self.budget.writers)
+        self.cube = CubeReader(
             scene,
-            self.blocks,
             resampling=config.resampling,
-            keep_bytes=SCAN_KEEP_BYTES,
             access=session.access,
+            tile_area_px=self.budget.tile_area_px,
         )
+        self.reading = Reading(self.cube, self.blocks, self.budget, self.stages["read"])
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
         self.journal = Journal(store, layout)
         self.recorded = recorded
@@ -183,7 +184,6 @@ class _SceneRun:
         self.rows: list[ManifestRow] = []
         self.skipped: list[SkippedRow] = []
         self.bytes_written = 0
-        self.seconds = dict.fromkeys(STAGES, 0.0)
         self.lock = threading.Lock()
 
     def run(self) -> EncodeResult:
@@ -202,7 +202,8 @@ class _SceneRun:
             with contextlib.suppress(GeosamStacError):
                 self.journal.flush()  # for the next run; the first error is the one to raise
             raise
-        self.seconds["total"] = time.monotonic() - started
+        finally:
+            self.cube.close()
         item, size = commit(
             Outcome(
                 scene=self.scene,
@@ -216,14 +217,14 @@ class _SceneRun:
                 rows=tuple(self.rows),
                 skipped=tuple(self.skipped),
                 thumbnail=self.thumbnail,
-                bytes_read=self.reader.bytes_read,
-                seconds=dict(self.seconds),
+                bytes_read=self.cube.bytes_read,
+                seconds=self._seconds(started),
+                busy=self.stages.busy(),
             ),
             self.store,
         )
         self.journal.drop()
         self.bytes_written += size
-        self.seconds["total"] = time.monotonic() - started
         href = self.store.href(self.layout.item)
         self.session.sink(SceneFinished(scene_id=self.scene.id, href=href))
         return EncodeResult(
@@ -233,10 +234,15 @@ class _SceneRun:
             chips_resumed=self.resumed,
             chips_skipped=len(self.skipped),
             chips_failed=0,
-            bytes_read=self.reader.bytes_read,
+            bytes_read=self.cube.bytes_read,
             bytes_written=self.bytes_written,
-            seconds={name: round(value, 3) for name, value in self.seconds.items()},
+            seconds=self._seconds(started),
+            busy=self.stages.busy(),
         )
+
+    def _seconds(self, started: float) -> dict[str, float]:
+        seconds = self.stages.seconds() | {"total": time.monotonic() - started}
+        return {name: round(value, 3) for name, value in seconds.items()}
 
     # What an earlier run has done
 
@@ -246,7 +252,7 @@ class _SceneRun:
         if not recorded:
             return
         crew = Crew()
-        todo: Channel[Done] = Channel(len(recorded) + WRITERS, crew.stop)
+        todo: Channel[Done] = Channel(len(recorded) + self.budget.writers, crew.stop)
 
         def check() -> None:
             for done in todo:
@@ -255,11 +261,10 @@ class _SceneRun:
 
         for done in recorded.values():
             todo.put(done)
-        todo.close(WRITERS)
-        for _ in range(WRITERS):
+        todo.close(self.budget.writers)
+        for _ in range(self.budget.writers):
             crew.start(check)
-        crew.join()
-        crew.raise_first()
+        crew.finish()
         self.session.sink(Notice(message=f"{len(self.done):,} chips are there from an earlier run"))
 
     # The value range
@@ -269,75 +274,84 @@ class _SceneRun:
         wanted = self.config.values
         if wanted.kind == "fixed":
             return wanted.lo, wanted.hi
-        if wanted.kind == "auto" and self.reader.dtype == "uint8":
+        if wanted.kind == "auto" and self.cube.dtype == "uint8":
             return None
-        if not self.reader.fits:
+        if not self.reading.fits:
             self.session.sink(
                 Notice(
-                    message=f"--value-range {self.config.value_range} reads the scene twice: "
-                    "give MIN,MAX to read it once"
+                    message=f"--value-range {self.config.value_range} reads the scene twice: it "
+                    f"does not fit --max-memory {self.config.max_memory:g}. Give MIN,MAX to read "
+                    "it once"
                 )
             )
         estimator = RangeEstimator(
-            wanted, shape=self.thumbnail.scene_shape, bands=self.reader.band_count
+            wanted, shape=self.thumbnail.scene_shape, bands=self.cube.band_count
         )
-        total = self.reader.tile_count
-        with _timed(self.seconds, "read"):
-            for done, (window, data, valid) in enumerate(self.reader.scan(), start=1):
-                estimator.update(data, valid, row_off=window.row_off, col_off=window.col_off)
-                self.session.sink(ScanProgress(scene_id=self.scene.id, done=done, total=total))
+        crew = Crew()
+        counts = itertools.count(1)
+        total = self.reading.begin_scan()
+
+        def scan() -> None:
+            self.reading.scan(
+                estimator,
+                crew.stop,
+                lambda: self.session.sink(
+                    ScanProgress(scene_id=self.scene.id, done=next(counts), total=total)
+                ),
+            )
+
+        for _ in range(self.budget.readers):
+            crew.start(scan)
+        crew.finish()
         # A scene without a valid pixel has no range; its chips are all skipped.
         return estimator.result() or (0.0, 1.0)
 
-    # Reader, device, writers
+    # Readers, device, writers
 
     def _stream(self, limits: tuple[float, float] | None) -> None:
         crew = Crew()
-        chips: Channel[Chip] = Channel(
-            max(2, CHIPS_QUEUE_BATCHES * self.session.batch_size), crew.stop
-        )
-        features: Channel[tuple[Features, float]] = Channel(FEATURES_QUEUE, crew.stop)
+        chips: Channel[Chip] = Channel(self.budget.chips_queue, crew.stop)
+        features: Channel[tuple[Features, float]] = Channel(self.budget.features_queue, crew.stop)
+        at_work = itertools.count(1)
 
         def read() -> None:
-            self._read(chips, limits)
-            chips.close(1)
+            self.reading.work(lambda block: self._cut(block, chips), crew.stop)
+            if next(at_work) == self.budget.readers:  # the last one to end
+                chips.close(1)
 
         def write() -> None:
             for encoded, valid_fraction in features:
                 self._write(encoded, valid_fraction)
 
-        try:
-            crew.start(read)
-            for _ in range(WRITERS):
-                crew.start(write)
-            self._encode(chips, features)
-            features.close(WRITERS)
-            crew.join()
-        except BaseException as error:  # noqa: BLE001 - raised again below, or an earlier one is
-            crew.fail(error)
-            crew.join()
-        crew.raise_first()
-
-    def _read(self, chips: Channel[Chip], limits: tuple[float, float] | None) -> None:
         for chip_ref in self.chips:
             if chip_ref.chip_id in self.outside:
                 self._skip(chip_ref, OUTSIDE)
-        for ref in self.blocks:
-            with _timed(self.seconds, "read"):
-                block = self.reader.read(ref)
-                rgb8 = to_rgb8(block.data, block.band_valid, limits)
-                self.thumbnail.add(rgb8, ref.window)
-            for chip_ref in ref.chips:
-                if chip_ref.chip_id in self.outside:
-                    continue
-                if chip_ref.chip_id in self.done:
-                    self._resume(chip_ref)
-                    continue
-                chip = make_chip(rgb8, block, chip_ref, input_px=self.spec.input_px)
-                if chip.valid_fraction == 0:
-                    self._skip(chip_ref, NO_VALID_PIXEL)
-                    continue
-                chips.put(chip)
+        with self.stages.running():
+            try:
+                self.reading.begin(limits, self.thumbnail)
+                for _ in range(self.budget.readers):
+                    crew.start(read)
+                for _ in range(self.budget.writers):
+                    crew.start(write)
+                self._encode(chips, features)
+                features.close(self.budget.writers)
+            except BaseException as error:  # noqa: BLE001 - raised below, or an earlier one is
+                crew.fail(error)
+            crew.finish()
+
+    def _cut(self, block: Block, chips: Channel[Chip]) -> None:
+        for chip_ref in block.ref.chips:
+            if chip_ref.chip_id in self.outside:
+                continue
+            if chip_ref.chip_id in self.done:
+                self._resume(chip_ref)
+                continue
+            with self.stages["read"].busy():
+                chip = make_chip(block, chip_ref, input_px=self.spec.input_px)
+            if chip.valid_fraction == 0:
+                self._skip(chip_ref, NO_VALID_PIXEL)
+                continue
+            chips.put(chip)
 
     def _resume(self, ref: ChipRef) -> None:
         done = self.done[ref.chip_id]
@@ -359,7 +373,8 @@ class _SceneRun:
         return all(ref.chip_id in self.outside for ref in block.chips)
 
     def _skip(self, ref: ChipRef, reason: str) -> None:
-        self.skipped.append(SkippedRow(ref=ref, reason=reason, valid_fraction=0.0))
+        with self.lock:
+            self.skipped.append(SkippedRow(ref=ref, reason=reason, valid_fraction=0.0))
         self.session.sink(ChipDone(scene_id=self.scene.id, chip_id=ref.chip_id, outcome="skipped"))
 
     def _encode(self, chips: Channel[Chip], features: Channel[tuple[Features, float]]) -> None:
@@ -370,7 +385,7 @@ class _SceneRun:
             fractions = {chip.ref.chip_id: chip.valid_fraction for chip in batch}
             try:
                 for encoded in self.session.encode_batch(batch):
-                    self.seconds["encode"] += time.monotonic() - started
+                    self.stages["encode"].add(time.monotonic() - started)
                     features.put((encoded, fractions[encoded.ref.chip_id]))
                     started = time.monotonic()
             except GeosamStacError as error:
@@ -386,7 +401,22 @@ class _SceneRun:
             flush()
 
     def _write(self, features: Features, valid_fraction: float) -> None:
-        started = time.monotonic()
+        with self.stages["write"].busy():
+            done = self._store(features, valid_fraction)
+            self.journal.add(done)
+        with self.lock:
+            self.rows.append(self._row(features.ref, done))
+            self.bytes_written += done.bytes
+        self.session.sink(
+            ChipDone(
+                scene_id=self.scene.id,
+                chip_id=done.chip_id,
+                outcome="encoded",
+                bytes_written=done.bytes,
+            )
+        )
+
+    def _store(self, features: Features, valid_fraction: float) -> Done:
         chip_id = features.ref.chip_id
         try:
             data = write(
@@ -399,31 +429,9 @@ class _SceneRun:
         except GeosamStacError as error:
             error.at(item=self.scene.id, chip=chip_id)
             raise
-        done = Done(
+        return Done(
             chip_id=chip_id,
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             valid_fraction=valid_fraction,
         )
-        self.journal.add(done)
-        with self.lock:
-            self.rows.append(self._row(features.ref, done))
-            self.bytes_written += len(data)
-            self.seconds["write"] += time.monotonic() - started
-        self.session.sink(
-            ChipDone(
-                scene_id=self.scene.id,
-                chip_id=chip_id,
-                outcome="encoded",
-                bytes_written=len(data),
-            )
-        )
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        seconds[stage] += time.monotonic() - started

@@ -6,6 +6,7 @@ to the model's input. Imports no torch and no rasterio.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ RGB_OF_BANDS = {1: (0, 0, 0), 2: (0, 1, 1), 3: (0, 1, 2)}
 
 # Percentiles are taken of at most about this many values: every k-th row and column of the scene.
 PERCENTILE_SAMPLES = 8_000_000
+
+ROWS_AT_ONCE = 32
 
 
 def band_valid(data: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
@@ -78,20 +81,25 @@ class RangeEstimator:
         total = shape[0] * shape[1] * bands
         self.step = max(1, int(np.ceil(np.sqrt(total / PERCENTILE_SAMPLES))))
         self.samples: list[NDArray[Any]] = []
+        self._lock = threading.Lock()
 
     def update(
         self, data: NDArray[Any], valid: NDArray[np.bool_], *, row_off: int, col_off: int
     ) -> None:
-        """Take in one window: (B, H, W) values, (B, H, W) validity, its offsets in px."""
+        """Take in one window: (B, H, W) values, (B, H, W) validity, its offsets in px.
+
+        Any number of threads may do so at once.
+        """
         if self.value_range.kind == "percentile":
             rows = slice(-row_off % self.step, None, self.step)
             cols = slice(-col_off % self.step, None, self.step)
             self.samples.append(data[:, rows, cols][valid[:, rows, cols]])
             return
-        values = data[valid]
+        values = data if valid.all() else data[valid]
         if values.size:
-            self.lo = min(self.lo, float(values.min()))
-            self.hi = max(self.hi, float(values.max()))
+            lo, hi = float(values.min()), float(values.max())
+            with self._lock:
+                self.lo, self.hi = min(self.lo, lo), max(self.hi, hi)
 
     def result(self) -> tuple[float, float] | None:
         """(lo, hi) in source values; None when there was no valid pixel."""
@@ -112,14 +120,14 @@ def to_rgb8(
     Parameters
     ----------
     data, valid
-        (3, H, W) values in RGB order and (3, H, W) bool, True = valid.
+        (B, H, W) values and (B, H, W) bool, True = valid.
     limits
         (lo, hi) in source values: lo becomes 0, hi 255, rounded, what lies outside is clipped.
         None leaves uint8 untouched. A scene of one value (lo == hi) becomes 0.
 
     Returns
     -------
-    (3, H, W) uint8.
+    (B, H, W) uint8.
     """
     if limits is None:
         if data.dtype != np.uint8:
@@ -128,10 +136,21 @@ def to_rgb8(
     lo, hi = limits
     # float32 holds 16-bit integers exactly; wider types need float64 to keep their steps.
     small = data.dtype.itemsize <= 2 or data.dtype == np.float32
+    dtype = np.float32 if small else np.float64
     factor = 255.0 / (hi - lo) if hi > lo else 0.0
-    values: NDArray[Any] = data.astype(np.float32 if small else np.float64)
-    scaled = np.clip(np.rint(np.multiply(np.subtract(values, lo), factor)), 0, 255)
-    return np.where(valid, scaled, 0).astype(np.uint8)
+    out = np.empty(data.shape, dtype=np.uint8)
+    # A few rows at a time, in the processor's cache: 5 times as fast as whole arrays.
+    for band, known, band_out in zip(data, valid, out, strict=True):
+        for start in range(0, data.shape[1], ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            values = band[rows].astype(dtype)
+            values -= lo
+            values *= factor
+            np.clip(np.rint(values, out=values), 0, 255, out=values)
+            # Not a product: what is not valid may be no number.
+            np.copyto(values, 0, where=~known[rows])
+            band_out[rows] = values
+    return out
 
 
 def fit_shape(height: int, width: int, input_px: int) -> tuple[int, int]:
@@ -143,15 +162,13 @@ def fit_shape(height: int, width: int, input_px: int) -> tuple[int, int]:
     return int(height * scale + 0.5) or 1, int(width * scale + 0.5) or 1
 
 
-def make_chip(rgb8: NDArray[np.uint8], block: Block, ref: ChipRef, *, input_px: int) -> Chip:
+def make_chip(block: Block, ref: ChipRef, *, input_px: int) -> Chip:
     """Cut one chip out of a block and fit it to the model's input.
 
     Parameters
     ----------
-    rgb8
-        (3, H, W) uint8, the whole block as `to_rgb8` gives it.
     block
-        Where `rgb8` lies and which of its pixels are valid.
+        Pixels as `to_rgb8` gives them, and which of them are valid.
     ref
         The chip, inside the block.
     input_px
@@ -161,7 +178,7 @@ def make_chip(rgb8: NDArray[np.uint8], block: Block, ref: ChipRef, *, input_px: 
     rows = slice(ref.window.row_off - block.ref.window.row_off, None)
     cols = slice(ref.window.col_off - block.ref.window.col_off, None)
     height, width = ref.window.height, ref.window.width
-    image = rgb8[:, rows, cols][:, :height, :width]
+    image = block.pixels[:, rows, cols][:, :height, :width]
     valid = block.valid[rows, cols][:height, :width]
     content_h, content_w = fit_shape(height, width, input_px)
     if (content_h, content_w) != (height, width):

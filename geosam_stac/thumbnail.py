@@ -1,11 +1,12 @@
 """The scene as the encoder saw it, small, with the chip grid drawn. Memory does not grow with it.
 
-Pure numpy and Pillow: blocks go in as uint8 RGB, a PNG comes out.
+Pure numpy and Pillow: tiles go in as uint8 RGB, a PNG comes out.
 """
 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,7 +21,7 @@ SKIPPED_COLOUR = (255, 69, 58, 255)
 
 
 class Thumbnail:
-    """Averages blocks into a canvas of at most `LONGER_SIDE_PX` a side.
+    """Averages tiles into a canvas of at most `LONGER_SIDE_PX` a side.
 
     Parameters
     ----------
@@ -35,18 +36,24 @@ class Thumbnail:
         self.shape = (-(-height // self.factor), -(-width // self.factor))
         self._sum = np.zeros((3, *self.shape), dtype=np.float64)
         self._count = np.zeros(self.shape, dtype=np.float64)
+        self._lock = threading.Lock()
 
     def add(self, rgb8: NDArray[np.uint8], window: Window) -> None:
-        """Take in one block: (3, H, W) uint8 at `window`. Blocks may overlap: they are averaged."""
+        """Take in one tile: (3, H, W) uint8 at `window`. Any number of threads may do so at once.
+
+        Tiles may overlap: they are averaged.
+        """
         rows, row_starts = self._cells(window.row_off, window.height)
         cols, col_starts = self._cells(window.col_off, window.width)
-        sums = np.add.reduceat(rgb8, row_starts, axis=1, dtype=np.float64)
+        # Exact: of 255 a pixel, and at most 2**24 pixels in a cell.
+        sums = np.add.reduceat(rgb8, row_starts, axis=1, dtype=np.uint32)
         sums = np.add.reduceat(sums, col_starts, axis=2)
         counts = np.outer(
             np.diff(row_starts, append=window.height), np.diff(col_starts, append=window.width)
         )
-        self._sum[:, rows, cols] += sums
-        self._count[rows, cols] += counts
+        with self._lock:
+            self._sum[:, rows, cols] += sums
+            self._count[rows, cols] += counts
 
     def _cells(self, offset: int, size: int) -> tuple[slice, NDArray[np.intp]]:
         first, last = offset // self.factor, (offset + size - 1) // self.factor

@@ -185,14 +185,13 @@ class BlockRef:
 class Block:
     """Pixels of one BlockRef.
 
-    `data`: (3, H, W), source dtype (float32 of derived values), in RGB order (1 or 2 bands are
-    widened to 3). `band_valid`: (3, H, W) bool, True = valid (inside the source, not nodata, not
-    masked). `valid`: (H, W) bool, True where any band is valid.
+    `pixels`: (3, H, W) uint8, RGB order (1 or 2 bands are widened to 3), black where a band is not
+    valid. `valid`: (H, W) bool, True where any band is valid (inside the source, not nodata, not
+    masked).
     """
 
     ref: BlockRef
-    data: NDArray[Any]
-    band_valid: NDArray[np.bool_]
+    pixels: NDArray[np.uint8]
     valid: NDArray[np.bool_]
 
 
@@ -273,7 +272,8 @@ class EncodeResult:
 
     `item` is the output Item and `href` where it lies. `bytes_read` counts decoded source pixels,
     `bytes_written` what went to the output; `seconds` by stage (busy time, summed over threads)
-    plus `total` (wall time).
+    plus `total` (wall time); `busy` by stage: which fraction of the time, 0 to 1, its threads were
+    at work while all stages ran. The one that was busiest has set the pace.
     """
 
     item: pystac.Item
@@ -285,3 +285,4 @@ class EncodeResult:
     bytes_read: int
     bytes_written: int
     seconds: Mapping[str, float]
+    busy: Mapping[str, float]

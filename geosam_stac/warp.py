@@ -17,9 +17,6 @@ from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
 from rasterio.vrt import WarpedVRT
 
-# Threads inside GDAL.
-WARP_THREADS = 4
-
 # Source pixels around a window: of the level that is read, at most 2 become one, so that bicubic
 # needs 4 on each side of a sample; one more for rounding.
 PADDING_PX = 5
@@ -79,7 +76,6 @@ def warp(
         "width": dst.width,
         "resampling": Resampling[resampling],
         "tolerance": EXACT,
-        "NUM_THREADS": str(WARP_THREADS),
         # Else a pixel counts as data in all bands when it is in one, and nodata values of the
         # others are blended in: 65535 would become 65534, a brightness.
         "UNIFIED_SRC_NODATA": "NO",
@@ -165,11 +161,17 @@ def is_aligned(grid: GeoBox, geobox: GeoBox) -> bool:
     return bool(max(map(abs, linear)) < 1e-9 and max(map(abs, shift)) < 1e-4)
 
 
+def offset_in(grid: GeoBox, geobox: GeoBox) -> tuple[int, int]:
+    """Row and column in px of `grid` where `geobox`, aligned with it, begins; may lie outside."""
+    offset = ~grid.affine * geobox.affine
+    return round(offset.f), round(offset.c)
+
+
 def inside_of(grid: GeoBox, geobox: GeoBox) -> NDArray[np.bool_]:
     """Which pixels of `geobox` lie on `grid`, which is aligned with it."""
-    offset = ~grid.affine * geobox.affine
-    rows = np.arange(geobox.height) + round(offset.f)
-    cols = np.arange(geobox.width) + round(offset.c)
+    row, col = offset_in(grid, geobox)
+    rows = np.arange(geobox.height) + row
+    cols = np.arange(geobox.width) + col
     inside: NDArray[np.bool_] = np.logical_and.outer(
         (rows >= 0) & (rows < grid.height), (cols >= 0) & (cols < grid.width)
     )

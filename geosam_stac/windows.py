@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from geosam_stac.types import Window
+
+# How many rows of pixels a tile has at most, unless the file's blocks are higher.
+LOW_PX = 512
 
 
 def union(windows: list[Window]) -> Window:
@@ -25,23 +30,51 @@ def slices(window: Window) -> tuple[slice, slice]:
     )
 
 
-def tiles_under(window: Window, shape: tuple[int, int], tile_px: int) -> list[Window]:
-    """The tiles of a grid of `shape` (H, W) that a window touches, row-major."""
-    height, width = shape
-    return [
-        Window(
-            row_off=row,
-            col_off=col,
-            height=min(tile_px, height - row),
-            width=min(tile_px, width - col),
-        )
-        for row in _steps(window.row_off, window.height, tile_px)
-        for col in _steps(window.col_off, window.width, tile_px)
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """A grid of `shape` (H, W) px cut into tiles of `tile` (h, w) px without overlap.
+
+    A corner of a tile lies at `origin` (row, column), which may lie outside of the grid; tiles at
+    the edges are cut off there.
+    """
+
+    shape: tuple[int, int]
+    tile: tuple[int, int]
+    origin: tuple[int, int] = (0, 0)
+
+    def under(self, window: Window) -> list[Window]:
+        """The tiles that a window of the grid touches, row-major."""
+        rows = self._spans(0, window.row_off, window.height)
+        cols = self._spans(1, window.col_off, window.width)
+        return [
+            Window(row_off=row, col_off=col, height=row_stop - row, width=col_stop - col)
+            for row, row_stop in rows
+            for col, col_stop in cols
+        ]
+
+    def all(self) -> list[Window]:
+        """Every tile, row-major."""
+        height, width = self.shape
+        return self.under(Window(row_off=0, col_off=0, height=height, width=width))
+
+    def _spans(self, axis: int, offset: int, size: int) -> list[tuple[int, int]]:
+        length, tile, origin = self.shape[axis], self.tile[axis], self.origin[axis]
+        first = (offset - origin) // tile * tile + origin
+        starts = range(first, min(offset + size, length), tile)
+        return [(max(start, 0), min(start + tile, length)) for start in starts]
 
 
-def _steps(offset: int, size: int, tile_px: int) -> range:
-    return range(offset // tile_px * tile_px, offset + size, tile_px)
+def tile_shape(block: tuple[int, int], shape: tuple[int, int], *, area_px: int) -> tuple[int, int]:
+    """Height and width of tiles of about `area_px`, made of a file's own blocks.
+
+    At most `LOW_PX` high where the blocks allow it: of a scene that is read block row by block row
+    a row of tiles stays in memory, which should not be more than the chips overlap.
+    """
+    block_h, block_w = (min(of_file, whole) for of_file, whole in zip(block, shape, strict=True))
+    height = max(1, LOW_PX // block_h) * block_h
+    if block_w * height > area_px:  # strips as wide as the file, above all
+        height = max(1, area_px // (block_w * block_h)) * block_h
+    return height, max(1, area_px // (height * block_w)) * block_w
 
 
 def within(inner: Window, outer: Window) -> tuple[slice, slice]:
@@ -61,40 +94,3 @@ def overlap(target: Window, tile: Window) -> tuple[tuple[slice, slice], tuple[sl
     right = min(target.col_off + target.width, tile.col_off + tile.width)
     common = Window(row_off=top, col_off=left, height=bottom - top, width=right - left)
     return within(common, target), within(common, tile)
-
-
-def rectangles(missing: list[Window]) -> list[Window]:
-    """Join tiles into few rectangles: runs along a row, then equal runs of neighbouring rows."""
-    runs: list[Window] = []
-    for tile in sorted(missing, key=lambda window: (window.row_off, window.col_off)):
-        last = runs[-1] if runs else None
-        if last and last.row_off == tile.row_off and last.col_off + last.width == tile.col_off:
-            runs[-1] = Window(
-                row_off=last.row_off,
-                col_off=last.col_off,
-                height=last.height,
-                width=last.width + tile.width,
-            )
-        else:
-            runs.append(tile)
-    regions: list[Window] = []
-    for run in runs:
-        above = next(
-            (
-                region
-                for region in regions
-                if (region.col_off, region.width) == (run.col_off, run.width)
-                and region.row_off + region.height == run.row_off
-            ),
-            None,
-        )
-        if above is None:
-            regions.append(run)
-        else:
-            regions[regions.index(above)] = Window(
-                row_off=above.row_off,
-                col_off=above.col_off,
-                height=above.height + run.height,
-                width=above.width,
-            )
-    return regions

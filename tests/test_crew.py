@@ -27,7 +27,7 @@ def test_everything_put_is_taken_once():
     for target in (produce, consume, consume):
         crew.start(target)
     crew.join()
-    crew.raise_first()
+    crew.finish()
     assert sorted(taken) == list(range(200))
 
 
@@ -53,7 +53,7 @@ def test_one_failure_wakes_who_waits_on_a_full_and_on_an_empty_queue():
     crew.join()
     assert time.monotonic() - started < 2
     with pytest.raises(DataError, match="the cause"):
-        crew.raise_first()
+        crew.finish()
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(signum=15)])
@@ -62,7 +62,7 @@ def test_an_interruption_goes_before_an_earlier_failure(stop):
     crew.fail(DataError("earlier"))
     crew.fail(stop)
     with pytest.raises(type(stop)):
-        crew.raise_first()
+        crew.finish()
 
 
 def test_the_first_of_two_failures():
@@ -70,7 +70,7 @@ def test_the_first_of_two_failures():
     crew.fail(DataError("first"))
     crew.fail(DataError("second"))
     with pytest.raises(DataError, match="first"):
-        crew.raise_first()
+        crew.finish()
 
 
 def test_join_gives_up_on_a_thread_that_is_stuck(monkeypatch):

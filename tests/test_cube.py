@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,19 +14,19 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window as RioWindow
 
-from geosam_stac import cube
 from geosam_stac.config import EncodeConfig
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import DataError
-from geosam_stac.grid import blocks, crop, make_grid
+from geosam_stac.kept_files import KeptDriver
+from geosam_stac.radiometry import widen
 from geosam_stac.sources import open_scene, parse_item
-from geosam_stac.types import BlockRef, Scene, Window
+from geosam_stac.sources.groups import Group
+from geosam_stac.types import Scene, Window
 from geosam_stac.warp import kernel_shrink, source_part
 from geosam_stac.windows import slices
-from tests.rasters import NORTH_UP, asset, document, named_bands, values, write_tif
+from tests.rasters import NORTH_UP, UTM14, asset, document, named_bands, values, write_tif
 
 RGB = ("red", "green", "blue")
-KEEP = 1 << 30
 
 
 def scene_of(folder: Path, files: dict[str, Path], **options) -> Scene:
@@ -43,43 +45,40 @@ def whole(scene: Scene) -> Window:
     return Window(row_off=0, col_off=0, height=height, width=width)
 
 
-def reader_of(scene, windows, *, resampling="bilinear", keep_bytes=KEEP):
-    refs = [BlockRef(window=w, geobox=crop(scene.geobox, w), chips=()) for w in windows]
-    return CubeReader(scene, refs, resampling=resampling, keep_bytes=keep_bytes), refs
-
-
-def read(scene, window=None, resampling="bilinear"):
-    reader, (ref,) = reader_of(scene, [window or whole(scene)], resampling=resampling)
-    return reader.read(ref)
+def read(scene, window=None, resampling="bilinear", **options):
+    """Pixels of a window as RGB: `data` and `band_valid` (3, H, W), `valid` (H, W)."""
+    data, valid = CubeReader(scene, resampling=resampling, **options).read(window or whole(scene))
+    return SimpleNamespace(data=widen(data), band_valid=widen(valid), valid=np.any(valid, axis=0))
 
 
 @pytest.fixture
-def loads(monkeypatch):
-    """The windows that were loaded, in px of the scene."""
+def decoded(monkeypatch):
+    """What was read of files: (base name, (row, column, height, width)), whole bands at once."""
     seen = []
-    original = CubeReader._load
+    original = KeptDriver._read
 
-    def counted(self, window):
-        seen.append(window)
-        return original(self, window)
+    def noted(self, uri, cfg):
+        w = self._window
+        seen.append((Path(uri).stem, (w.row_off, w.col_off, w.height, w.width)))
+        return original(self, uri, cfg)
 
-    monkeypatch.setattr(CubeReader, "_load", counted)
+    monkeypatch.setattr(KeptDriver, "_read", noted)
     return seen
 
 
 # On the source's own grid
 
 
-@pytest.mark.parametrize("tile_px", [1024, 32])
+@pytest.mark.parametrize("area_px", [1 << 20, 64 * 64])
 @pytest.mark.parametrize(
     "window", [(0, 0, 90, 130), (5, 7, 40, 33), (31, 64, 59, 66), (89, 129, 1, 1)]
 )
-def test_native_pixels_are_the_files_own(tmp_path, monkeypatch, window, tile_px):
-    monkeypatch.setattr(cube, "TILE_PX", tile_px)
+def test_native_pixels_are_the_files_own(tmp_path, window, area_px):
     path = write_tif(tmp_path / "a.tif", values((3, 90, 130)), nodata=0)
     scene = scene_of(tmp_path, {"image": path})
     row, col, height, width = window
-    block = read(scene, Window(row_off=row, col_off=col, height=height, width=width))
+    part = Window(row_off=row, col_off=col, height=height, width=width)
+    block = read(scene, part, tile_area_px=area_px)
     with rasterio.open(path) as dataset:
         expected = dataset.read(window=RioWindow(col, row, width, height))
     assert block.data.dtype == np.uint16
@@ -102,8 +101,7 @@ def test_validity_is_nodata_in_every_band(tmp_path):
     data[:, 3, 4] = 0
     data[1, 5, 6] = 0
     scene = scene_of(tmp_path, {"image": write_tif(tmp_path / "a.tif", data, nodata=0)})
-    reader, (ref,) = reader_of(scene, [whole(scene)])
-    block = reader.read(ref)
+    block = read(scene)
     assert not block.valid[3, 4]
     assert block.valid.sum() == 399
     assert (~block.band_valid).sum(axis=(1, 2)).tolist() == [1, 2, 1]
@@ -159,81 +157,154 @@ def test_a_band_that_covers_less_is_not_valid_beyond(tmp_path):
         ),
     }
     scene = scene_of(tmp_path, files)
-    reader, (ref,) = reader_of(scene, [whole(scene)])
-    valid = np.concatenate([valid for _, _, valid in reader.scan()])
+    valid = read(scene).band_valid
     assert valid[0].all()
     assert valid[1, :20].all()
     assert not valid[1, 20:].any()
     assert valid[2, :20, :30].all()
     assert not valid[2, 20:].any()
     assert not valid[2, :, 30:].any()
-    assert reader.read(ref).valid.all()
+    assert read(scene).valid.all()
 
 
 def test_bands_without_a_header_are_refused(tmp_path):
     scene = scene_of(tmp_path, {"image": write_tif(tmp_path / "a.tif", values((3, 9, 9)))})
     bare = dataclasses.replace(scene.bands[0], dtype=None)
     with pytest.raises(DataError, match="header is not known"):
-        reader_of(dataclasses.replace(scene, bands=(bare,), members=()), [])
+        read(dataclasses.replace(scene, bands=(bare,), members=()))
 
 
 # Tiles
 
 
-def test_each_tile_is_loaded_once_and_freed(tmp_path, monkeypatch, loads):
-    monkeypatch.setattr(cube, "TILE_PX", 32)
+def windows_of(size, count, px):
+    return [
+        Window(row_off=row, col_off=col, height=px, width=px)
+        for row in np.linspace(0, size[0] - px, count).round().astype(int).tolist()
+        for col in np.linspace(0, size[1] - px, count).round().astype(int).tolist()
+    ]
+
+
+def threaded(reader, windows, threads=4):
+    """Read windows by several threads; the results in the windows' order."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(reader.read, windows))
+
+
+def covered(reads, name, shape):
+    """How often each pixel of a file was read."""
+    count = np.zeros(shape, dtype=int)
+    for stem, (row, col, height, width) in reads:
+        if stem == name:
+            count[row : row + height, col : col + width] += 1
+    return count
+
+
+@pytest.mark.parametrize("bbox", [None, "500330,5198700,501500,5199700"])
+def test_tiles_are_the_files_own_blocks(tmp_path, decoded, bbox):
     data = values((3, 150, 170))
-    scene = scene_of(tmp_path, {"image": write_tif(tmp_path / "a.tif", data)})
-    refs = list(blocks(make_grid(scene.geobox, chip_px=40, stride_px=20), chips_a_side=2))
-    reader = CubeReader(scene, refs, resampling="bilinear", keep_bytes=0)
-    most = 0
-    for ref in refs:
-        assert (reader.read(ref).data == data[:, *slices(ref.window)]).all()
-        most = max(most, len(reader._tiles))
-    count = np.zeros((150, 170), dtype=int)
-    for window in loads:
-        count[slices(window)] += 1
-    assert (count == 1).all()
-    assert reader.bytes_read == data.nbytes
-    assert reader._tiles == {}
-    assert most < reader.tile_count, "what no block needs any more is freed on the way"
+    path = write_tif(tmp_path / "a.tif", data, blocksize=32)
+    options = {} if bbox is None else {"bbox": bbox, "bbox_crs": UTM14}
+    scene = scene_of(tmp_path, {"image": path}, **options)
+    reader = CubeReader(scene, resampling="bilinear", tile_area_px=64 * 64)
+    tiles = reader.tiling().all()
+    reader.plan(tiles)
+    threaded(reader, tiles)
+    assert len(decoded) == len(tiles) > 4
+    count = covered(decoded, "a", (150, 170))
+    if bbox is None:
+        assert (count == 1).all()
+        assert reader.bytes_read == data.nbytes
+    else:
+        row, col = 30, 33  # of 5_199_700 and 500_330
+        for _, (top, left, _, _) in decoded:
+            assert top % 32 == 0
+            assert left % 32 == 0
+        assert count.max() == 1
+        assert (count[row : row + 100, col : col + 117] == 1).all()
+    assert reader.bytes_kept == 0
 
 
-def test_a_scan_gives_every_pixel_once_and_is_not_read_again(tmp_path, monkeypatch, loads):
-    monkeypatch.setattr(cube, "TILE_PX", 32)
-    data = values((3, 90, 70))
-    data[0, 10, 10] = 0
-    scene = scene_of(tmp_path, {"image": write_tif(tmp_path / "a.tif", data, nodata=0)})
-    window = whole(scene)
-    reader, (ref,) = reader_of(scene, [window])
-    assert reader.fits
-    seen = np.zeros_like(data)
-    count = np.zeros(data.shape[1:], dtype=int)
-    invalid = 0
-    for tile, pixels, valid in reader.scan():
-        seen[:, *slices(tile)] = pixels
-        count[slices(tile)] += 1
-        invalid += (~valid).sum()
-    assert (seen == data).all()
-    assert (count == 1).all()
-    assert invalid == 1
-    assert len(loads) == reader.tile_count == 9
-    assert (reader.read(ref).data == data).all()
-    assert len(loads) == 9
-    assert reader.bytes_read == data.nbytes
-    assert reader._tiles == {}
+def test_strips_are_decoded_once(tmp_path, decoded):
+    data = values((1, 200, 300))
+    path = tmp_path / "strips.tif"
+    profile = {"height": 200, "width": 300, "count": 1, "dtype": "uint16", "crs": UTM14}
+    with rasterio.open(path, "w", transform=NORTH_UP, blockysize=8, **profile) as dataset:
+        dataset.write(data)
+    reader = CubeReader(
+        scene_of(tmp_path, {"nir": path}, bands="nir"), resampling="nearest", tile_area_px=64 * 64
+    )
+    tiles = reader.tiling().all()
+    for tile in tiles:
+        assert (reader.read(tile)[0] == data[:, *slices(tile)]).all()
+    assert {(tile.height, tile.width) for tile in tiles} == {(8, 300)}
+    assert (covered(decoded, "strips", (200, 300)) == 1).all()
 
 
-def test_a_scene_too_big_to_keep_is_read_twice(tmp_path, monkeypatch, loads):
-    monkeypatch.setattr(cube, "TILE_PX", 32)
-    data = values((1, 64, 64))
-    scene = scene_of(tmp_path, {"nir": write_tif(tmp_path / "a.tif", data)}, bands="nir")
-    reader, (ref,) = reader_of(scene, [whole(scene)], keep_bytes=64 * 64 * 3 - 1)
-    assert not reader.fits
-    assert sum(1 for _ in reader.scan()) == 4
-    assert reader._tiles == {}
-    reader.read(ref)
-    assert reader.bytes_read == 2 * data.nbytes
+@pytest.mark.parametrize("target", [{"crs": "EPSG:3857"}, {"crs": "EPSG:32613", "resolution": 16}])
+def test_a_warp_reads_each_source_tile_once(tmp_path, decoded, target):
+    path = write_tif(tmp_path / "a.tif", values((3, 200, 230)), blocksize=32, nodata=0)
+    scene = scene_of(tmp_path, {"image": path}, **target)
+    expected = read(scene)
+    decoded.clear()
+    reader = CubeReader(scene, resampling="bilinear", tile_area_px=32 * 32)
+    windows = windows_of(scene.geobox.shape, 6, 40)  # they overlap
+    reader.plan(windows)
+    for window, (data, valid) in zip(windows, threaded(reader, windows), strict=True):
+        assert (valid[0] == expected.valid[slices(window)]).all()
+        assert np.abs(data.astype(int) - expected.data[:, *slices(window)]).max() <= 1
+    assert covered(decoded, "a", (200, 230)).max() == 1
+    assert len(decoded) > 20
+    assert reader.bytes_read <= 200 * 230 * 6
+    assert reader.bytes_kept == 0, "freed with the last window that needs it"
+
+
+def test_the_bands_of_one_file_are_read_at_once(tmp_path, decoded):
+    data = values((3, 90, 130), "uint8")
+    path = write_tif(tmp_path / "a.tif", data, interleave="pixel", blocksize=32)
+    scene = scene_of(tmp_path, {"image": path}, bands="blue,red,blue")
+    block = read(scene)
+    assert (block.data == data[[2, 0, 2]]).all()
+    assert [name for name, _ in decoded] == ["a"]
+
+
+def test_files_stay_open(tmp_path, monkeypatch):
+    files = {name: write_tif(tmp_path / f"{name}.tif", values((1, 90, 130))) for name in RGB}
+    scene = scene_of(tmp_path, files)
+    opened = []
+    real = rasterio.open
+    monkeypatch.setattr(
+        rasterio, "open", lambda path, *args, **kw: opened.append(path) or real(path, *args, **kw)
+    )
+    reader = CubeReader(scene, resampling="nearest", tile_area_px=64)
+    for tile in reader.tiling().all():
+        reader.read(tile)
+    reader.close()
+    assert sorted(opened) == sorted(map(str, files.values()))
+
+
+def test_windows_that_nobody_reads_are_freed_too(tmp_path, decoded):
+    """Of a mosaic: what a member that lies on top hides is not read, and nothing waits for it."""
+    hidden = write_tif(tmp_path / "hidden.tif", values((1, 96, 96), seed=1), blocksize=32)
+    top = write_tif(tmp_path / "top.tif", values((1, 96, 64)), nodata=0, blocksize=32)
+    items = [
+        parse_item(
+            document({"nir": asset(path, **named_bands("nir"))}, item_id=path.stem), href="x"
+        )
+        for path in (top, hidden)
+    ]
+    scene = open_scene(Group(id="both", items=tuple(items)), EncodeConfig(bands="nir"))
+    assert scene.geobox.shape == (96, 96)
+    reader = CubeReader(scene, resampling="nearest", tile_area_px=32 * 32)
+    tiles = reader.tiling().all()
+    reader.plan(tiles)
+    for tile in tiles:
+        assert reader.read(tile)[1].all()
+    assert (covered(decoded, "top", (96, 64)) == 1).all()
+    hidden_reads = covered(decoded, "hidden", (96, 96))
+    assert (hidden_reads[:, 64:] == 1).all()
+    assert (hidden_reads[:, :64] == 0).all()
+    assert reader.bytes_kept == 0
 
 
 # Onto another grid
@@ -274,17 +345,16 @@ TARGETS = {
 
 @pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic", "average"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_pixels_do_not_depend_on_the_cut(tmp_path, monkeypatch, target, resampling):
+def test_pixels_do_not_depend_on_the_cut(tmp_path, target, resampling):
     nodata = 0 if "coarser" in target else None
     path = write_tif(tmp_path / "a.tif", values((3, 200, 230)), nodata=nodata)
     scene = scene_of(tmp_path, {"image": path}, **TARGETS[target])
     height, width = scene.geobox.shape
     expected = read(scene, resampling=resampling)
-    monkeypatch.setattr(cube, "TILE_PX", 40)
     different = 0
     for row, col in itertools.product((0, height - 25), (width // 3, width - 31)):
         window = Window(row_off=row, col_off=col, height=25, width=31)
-        part = read(scene, window, resampling)
+        part = read(scene, window, resampling, tile_area_px=32 * 32)
         assert (part.valid == expected.valid[slices(window)]).all()
         step = np.abs(part.data.astype(int) - expected.data[:, *slices(window)])
         # A value half way between two whole numbers may be rounded either way.
@@ -321,8 +391,7 @@ def test_nodata_does_not_bleed(tmp_path):
     path = write_tif(tmp_path / "a.tif", data, nodata=65535)
     for resampling in ("nearest", "bilinear", "cubic", "average"):
         scene = scene_of(tmp_path, {"image": path}, crs="EPSG:3857")
-        reader, (ref,) = reader_of(scene, [whole(scene)], resampling=resampling)
-        block = reader.read(ref)
+        block = read(scene, resampling=resampling)
         valid = block.band_valid
         assert set(np.unique(block.data[valid])) == {200}, resampling
         assert valid[[0, 2]].sum() > valid[1].sum() * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from affine import Affine
@@ -10,18 +12,18 @@ from odc.geo.geobox import GeoBox
 from geosam_stac.config import EncodeConfig
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import DataError, UsageError
-from geosam_stac.grid import crop
+from geosam_stac.radiometry import widen
 from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.sources.groups import Group
-from geosam_stac.types import BlockRef, Window
+from geosam_stac.types import Window
 from tests.rasters import NORTH_UP, asset, document, named_bands, values, write_tif
 
 
 def read(scene, window=None):
     height, width = scene.geobox.shape
     window = window or Window(row_off=0, col_off=0, height=height, width=width)
-    ref = BlockRef(window=window, geobox=crop(scene.geobox, window), chips=())
-    return CubeReader(scene, [ref], resampling="nearest", keep_bytes=0).read(ref)
+    data, valid = CubeReader(scene, resampling="nearest").read(window)
+    return SimpleNamespace(data=widen(data), band_valid=widen(valid), valid=np.any(valid, axis=0))
 
 
 def item_of(path, name, *bands, item_id="scene-1", **fields):

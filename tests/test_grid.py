@@ -16,7 +16,6 @@ from geosam_stac.grid import (
     chip_starts,
     grid_shape,
     make_grid,
-    tiles,
     union,
 )
 from geosam_stac.types import Window
@@ -113,17 +112,6 @@ def test_blocks_hold_every_chip_once(grid, side):
                 block.window.col_off : block.window.col_off + block.window.width,
             ]
         )
-
-
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40))
-def test_tiles_cover_every_pixel_once(height, width, tile_px):
-    count = np.zeros((height, width), dtype=int)
-    for tile in tiles(geobox(height, width), tile_px):
-        assert 1 <= tile.height <= tile_px
-        assert 1 <= tile.width <= tile_px
-        rows = slice(tile.row_off, tile.row_off + tile.height)
-        count[rows, tile.col_off : tile.col_off + tile.width] += 1
-    assert (count == 1).all()
 
 
 def test_union():

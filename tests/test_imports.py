@@ -16,7 +16,7 @@ ROOT = Path(geosam_stac.__file__).parent
 BASE = ("errors", "types", "config", "events", "layout", "hrefs", "raster_errors")
 # Lowest first. A name is a module, or a package with all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("windows",),
+    ("windows", "stages"),
     (
         "grid",
         "radiometry",
@@ -28,9 +28,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "storage_errors",
         "crew",
         "credentials",
+        "budget",
     ),
+    ("kept_files", "source_tiles"),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),
-    ("planning", "journal", "versioned", "checksums"),
+    ("planning", "journal", "versioned", "checksums", "reading"),
     ("session", "doctor"),
     ("commit",),
     ("pipeline",),

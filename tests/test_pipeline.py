@@ -17,6 +17,7 @@ from affine import Affine
 from PIL import Image
 
 from geosam_stac import pipeline
+from geosam_stac.budget import WRITERS
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import (
     ConfigurationError,
@@ -270,12 +271,15 @@ class TestSkipped:
         assert len(skipped_of(result)) == 12
         assert result.item.properties["table:row_count"] == 0
 
-    def test_geometry_skips_what_it_does_not_touch_and_reads_it_not(self, tmp_path, run):
+    def test_geometry_skips_what_it_does_not_touch_and_reads_it_not(
+        self, tmp_path, run, monkeypatch
+    ):
         path = item_of(tmp_path, rasters.values((3, 64, 4096), "uint8"))
+        monkeypatch.setattr("geosam_stac.budget.LEAST_AREA_PX", 512 * 1024)
         # The two ends of a strip: the two tiles of 1024 px between them serve no chip.
         shapes = [box_lonlat(0, 0, 100, 64), box_lonlat(3996, 0, 4096, 64)]
         area = {"type": "MultiPolygon", "coordinates": [s["coordinates"] for s in shapes]}
-        result = run(path, geometry=json.dumps(area), stride=64)
+        result = run(path, geometry=json.dumps(area), stride=64, max_memory=0.2)
         skipped = skipped_of(result)
         assert set(skipped.reason) == {"outside --geometry"}
         assert list(manifest_of(result).col) == [0, 1, 62, 63]
@@ -342,7 +346,7 @@ class TestValueRange:
         assert result.item.properties["geosam:value_range"] == [100.0, 1000.0]
 
     def test_a_scene_that_does_not_fit_is_read_twice_and_says_so(self, tmp_path, run, monkeypatch):
-        monkeypatch.setattr(pipeline, "SCAN_KEEP_BYTES", 1000)
+        monkeypatch.setattr("geosam_stac.budget.SCAN", 1e-6)
         events = []
         result = run(self.two_chips(tmp_path), events, stride=64)
         assert result.bytes_read == 2 * 2 * 64 * 128
@@ -425,11 +429,11 @@ class TestFailures:
 
         calls = []
 
-        def read(self, ref):
-            calls.append(ref)
+        def read(self, window):
+            calls.append(window)
             if len(calls) > 1:
                 raise TemporaryError("the asset could not be read", item="scene", href="x.tif")
-            return real(self, ref)
+            return real(self, window)
 
         real = CubeReader.read
         monkeypatch.setattr(CubeReader, "read", read)
@@ -619,10 +623,10 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
     result = run(path, stride=32, batch_size=2)
     assert result.chips_encoded == 127
     read, encoded = seen[0]
-    # In the writers' hands, in their queue, one batch at the door.
-    assert encoded <= pipeline.WRITERS + pipeline.FEATURES_QUEUE + 2
-    # One batch being gathered, their queue, one in the reader's hand.
-    assert read <= encoded + 2 + pipeline.CHIPS_QUEUE_BATCHES * 2 + 1
+    # In the writers' hands, in their queue (4 batches and 4), one batch at the door.
+    assert encoded <= WRITERS[1] + 12 + 2
+    # One batch being gathered, their queue (2 batches), one in the reader's hand.
+    assert read <= encoded + 2 + 4 + 1
 
 
 def test_out_is_needed(tmp_path, item):

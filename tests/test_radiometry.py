@@ -149,7 +149,7 @@ def _block(shape: tuple[int, int], *, at: tuple[int, int] = (0, 0)) -> Block:
     ref = BlockRef(window=window, geobox=crop(scene, window), chips=())
     data = values((3, *shape), "uint8", seed=6)
     valid = np.ones(shape, dtype=bool)
-    return Block(ref=ref, data=data, band_valid=np.stack([valid] * 3), valid=valid)
+    return Block(ref=ref, pixels=data, valid=valid)
 
 
 def _ref(block: Block, window: Window) -> ChipRef:
@@ -160,8 +160,8 @@ def _ref(block: Block, window: Window) -> ChipRef:
 def test_a_chip_is_resized_as_segment_anything_does(shape):
     block = _block(shape)
     window = Window(row_off=0, col_off=0, height=shape[0], width=shape[1])
-    chip = make_chip(block.data, block, _ref(block, window), input_px=96)
-    expected = ResizeLongestSide(96).apply_image(block.data.transpose(1, 2, 0)).transpose(2, 0, 1)
+    chip = make_chip(block, _ref(block, window), input_px=96)
+    expected = ResizeLongestSide(96).apply_image(block.pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
     height, width = chip.content_px
     assert (height, width) == expected.shape[1:] == fit_shape(*shape, 96)
     assert (chip.pixels[:, :height, :width] == expected).all()
@@ -175,8 +175,8 @@ def test_a_chip_is_cut_where_it_lies_in_its_block():
     block = _block((80, 90), at=(1000, 2000))
     block.valid[:10] = False
     window = Window(row_off=1005, col_off=2020, height=64, width=64)
-    chip = make_chip(block.data, block, _ref(block, window), input_px=64)
-    assert (chip.pixels == block.data[:, 5:69, 20:84]).all()
+    chip = make_chip(block, _ref(block, window), input_px=64)
+    assert (chip.pixels == block.pixels[:, 5:69, 20:84]).all()
     assert chip.content_px == (64, 64)
     assert chip.valid_fraction == pytest.approx(59 / 64)
 

@@ -18,7 +18,7 @@ from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.sources.access import ItemAccess, accesses
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.signing import Headers, QueryToken
-from geosam_stac.types import BlockRef, Window
+from geosam_stac.types import Window
 from tests import rasters
 from tests.fakes import fake_session
 from tests.signed_store import Store, serving
@@ -59,11 +59,8 @@ def encode(tmp_path: Path, item: pystac.Item | Group, access=None, **options):
 
 def pixels(item: pystac.Item | Group, session) -> np.ndarray:
     scene = open_scene(item, session.config, access=session.access)
-    whole = BlockRef(
-        window=Window(row_off=0, col_off=0, height=PX, width=PX), geobox=scene.geobox, chips=()
-    )
-    reader = CubeReader(scene, [whole], resampling="nearest", keep_bytes=0, access=session.access)
-    return reader.read(whole).data
+    reader = CubeReader(scene, resampling="nearest", access=session.access)
+    return reader.read(Window(row_off=0, col_off=0, height=PX, width=PX))[0]
 
 
 def features(out: Path) -> dict[str, bytes]:

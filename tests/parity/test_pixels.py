@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,9 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window as RioWindow
 
-from geosam_stac import cube
 from geosam_stac.config import EncodeConfig
 from geosam_stac.cube import CubeReader
-from geosam_stac.grid import blocks, chip_refs, make_grid
+from geosam_stac.grid import chip_refs, make_grid
 from geosam_stac.sources import open_scene, parse_item, read_item
 from geosam_stac.types import Scene
 from geosam_stac.windows import slices
@@ -27,14 +27,16 @@ RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 RGB = ("red", "green", "blue")
 
 
-def ours(scene: Scene, resampling: str, chip_px: int = 100) -> np.ndarray:
-    """The scene's pixels, put together from its blocks; invalid ones are 0."""
-    refs = list(blocks(make_grid(scene.geobox, chip_px=chip_px, stride_px=chip_px // 2)))
-    reader = CubeReader(scene, refs, resampling=resampling, keep_bytes=0)
+def ours(scene: Scene, resampling: str, tile_px: int = 64) -> np.ndarray:
+    """The scene's pixels, put together from its tiles; invalid ones are 0."""
+    reader = CubeReader(scene, resampling=resampling, tile_area_px=tile_px**2)
+    tiles = reader.tiling().all()
+    assert len(tiles) > 3
+    reader.plan(tiles)
     data = np.zeros((3, *scene.geobox.shape), dtype=scene.bands[0].dtype)
-    for ref in refs:
-        block = reader.read(ref)
-        data[:, *slices(ref.window)] = np.where(block.band_valid, block.data, 0)
+    with ThreadPoolExecutor(4) as pool:
+        for tile, (values, valid) in zip(tiles, pool.map(reader.read, tiles), strict=True):
+            data[:, *slices(tile)] = np.where(valid, values, 0)
     return data
 
 
@@ -58,8 +60,7 @@ def rasterios(path: Path, geobox: GeoBox, resampling: str) -> np.ndarray:
 
 @pytest.mark.parametrize("resampling", RESAMPLINGS)
 @pytest.mark.parametrize("options", [{"crs": "EPSG:3857"}, {"crs": "EPSG:32613", "resolution": 7}])
-def test_reprojected_pixels_equal_warpedvrts(tmp_path, monkeypatch, options, resampling):
-    monkeypatch.setattr(cube, "TILE_PX", 64)
+def test_reprojected_pixels_equal_warpedvrts(tmp_path, options, resampling):
     path = write_tif(tmp_path / "a.tif", values((3, 120, 170)), nodata=0)
     item = parse_item(document({"image": asset(path, **named_bands(*RGB))}), href=None)
     scene = open_scene(item, EncodeConfig.of(options))
@@ -79,7 +80,7 @@ def test_naip_into_mercator_equals_warpedvrt(resampling):
     scene = open_scene(read_item(str(NAIP / "item.json")), EncodeConfig.of(options))
     assert (scene.geobox.crs.epsg, scene.geobox.affine.a) == (3857, 3)
     expected = rasterios(next(NAIP.glob("*.tif")), scene.geobox, resampling)
-    assert (ours(scene, resampling, chip_px=1024) == expected).all()
+    assert (ours(scene, resampling, tile_px=512) == expected).all()
 
 
 def _chips_equal_windows(path: Path, scene: Scene, chip_px: int, stride_px: int) -> int:

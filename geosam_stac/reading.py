@@ -1,0 +1,235 @@
+"""A scene's blocks, read ahead by several threads within a budget of memory.
+
+The scene is read in tiles of the file's own blocks, each once. Any reader thread takes whatever is
+most urgent: to put together a block whose tiles are there, else to load the next tile. A tile is
+made uint8 as soon as it is loaded, and freed with the last block that needs it. The threads
+themselves are the pipeline's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geosam_stac.budget import Budget
+from geosam_stac.crew import POLL_S, Stopped
+from geosam_stac.cube import CubeReader
+from geosam_stac.radiometry import RangeEstimator, to_rgb8, widen
+from geosam_stac.stages import Stage
+from geosam_stac.thumbnail import Thumbnail
+from geosam_stac.types import Block, BlockRef, Window
+from geosam_stac.windows import overlap
+
+# Blocks beyond the next one for which tiles are loaded ahead, at least.
+AHEAD = 2
+
+# (B, h, w) uint8 as `to_rgb8` gives them, and (h, w) bool or None where all is valid.
+_Tile = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
+# (B, h, w) source values, and their validity packed to bits or None where all is valid.
+_Source = tuple[NDArray[Any], NDArray[np.uint8] | None]
+
+
+class Reading:
+    """What is to be read of a scene, and in which order.
+
+    Parameters
+    ----------
+    cube
+        Reads the scene.
+    blocks
+        All blocks, in the order in which they are wanted.
+    budget
+        What may be kept and read ahead.
+    stage
+        Counts the time at work.
+    """
+
+    def __init__(
+        self,
+        cube: CubeReader,
+        blocks: Sequence[BlockRef],
+        budget: Budget,
+        stage: Stage,
+    ) -> None:
+        self._cube = cube
+        self._blocks = list(blocks)
+        self._budget = budget
+        self._stage = stage
+        self._limits: tuple[float, float] | None = None
+        self._thumbnail: Thumbnail | None = None
+        self._sources: dict[Window, _Source] = {}
+        self._tiles: dict[Window, _Tile] = {}
+        self._changed = threading.Condition()
+
+    # The scan
+
+    @property
+    def fits(self) -> bool:
+        """Whether a scan can keep the scene, so that it need not be read again."""
+        height, width = self._cube.scene.geobox.shape
+        bits = self._cube.band_count * (8 * self._cube.dtype.itemsize + 1)
+        return bool(height * width * bits / 8 <= self._budget.scan_bytes)
+
+    def begin_scan(self) -> int:
+        """Make ready for `scan`; returns how many tiles there are."""
+        windows = self._cube.tiling().all()
+        self._cube.plan(windows)
+        self._to_scan = iter(windows)
+        return len(windows)
+
+    def scan(
+        self, estimator: RangeEstimator, stop: threading.Event, done: Callable[[], None]
+    ) -> None:
+        """Measure all pixels of the scene, each once; each reader thread runs this.
+
+        `done` is called after each tile; once `stop` is set, it ends with `Stopped`. Tiles are kept
+        if the scene fits.
+        """
+        while True:
+            with self._changed:
+                window = next(self._to_scan, None)
+            if window is None:
+                return
+            if stop.is_set():
+                raise Stopped
+            with self._stage.busy():
+                data, valid = self._cube.read(window)
+                estimator.update(data, valid, row_off=window.row_off, col_off=window.col_off)
+                if self.fits:
+                    packed = None if valid.all() else np.packbits(valid)
+                    self._sources[window] = (data, packed)
+            done()
+
+    # The blocks
+
+    def begin(self, limits: tuple[float, float] | None, thumbnail: Thumbnail) -> None:
+        """Make ready for `work`.
+
+        Parameters
+        ----------
+        limits
+            (lo, hi) in source values, as `to_rgb8` takes them.
+        thumbnail
+            Gets every tile that is read.
+        """
+        self._limits, self._thumbnail = limits, thumbnail
+        tiling = self._cube.tiling()
+        self._needs = [tiling.under(block.window) for block in self._blocks]
+        self._uses = Counter(tile for needs in self._needs for tile in needs)
+        first: dict[Window, int] = {}
+        for place, needs in enumerate(self._needs):
+            for tile in needs:
+                first.setdefault(tile, place)
+        self._todo = list(first.items())  # in order of need
+        self._todo.reverse()
+        for window in [window for window in self._sources if window not in first]:
+            del self._sources[window]  # no chip needs it
+        self._cube.plan([window for window in first if window not in self._sources])
+        self._next_block, self._block_is_out = 0, False
+        self._loading: dict[Window, int] = {}
+
+    def work(self, take: Callable[[Block], None], stop: threading.Event) -> None:
+        """What each reader thread runs until all is read; `take` gets each block, in their order.
+
+        Once `stop` is set, it ends with `Stopped`.
+        """
+        while (job := self._next(stop)) is not None:
+            with self._stage.busy():
+                if isinstance(job, int):
+                    block = self._block(job)
+                else:
+                    block = None
+                    self._load(job)
+            if block is not None:
+                take(block)
+                with self._changed:
+                    self._block_is_out = False
+                    self._changed.notify_all()
+
+    def _next(self, stop: threading.Event) -> Window | int | None:
+        """The place of a block whose tiles are there, or a tile to load; None when all is done."""
+        with self._changed:
+            while True:
+                if stop.is_set():
+                    raise Stopped
+                place = self._next_block
+                if place == len(self._blocks):
+                    return None
+                # One at a time: chips come in the same order in every run.
+                if not self._block_is_out and all(
+                    tile in self._tiles for tile in self._needs[place]
+                ):
+                    self._next_block += 1
+                    self._block_is_out = True
+                    self._changed.notify_all()
+                    return place
+                if self._todo and self._may_load(*self._todo[-1]):
+                    window, _ = self._todo.pop()
+                    self._loading[window] = self._bytes(window)
+                    return window
+                self._changed.wait(POLL_S)
+
+    def _may_load(self, window: Window, block: int) -> bool:
+        """What the next block needs, always: else two could wait for each other for ever."""
+        if block <= self._next_block:
+            return True
+        if block > self._next_block + max(AHEAD, self._stage.threads // 2):
+            return False
+        held = sum(map(self._size, self._tiles.values())) + sum(self._loading.values())
+        held += self._cube.bytes_kept + sum(data.nbytes for data, _ in self._sources.values())
+        return held + self._bytes(window) <= self._budget.tiles_bytes
+
+    def _bytes(self, window: Window) -> int:
+        """What a tile takes while it is loaded: source values and theirs in uint8, with masks."""
+        per_pixel = self._cube.band_count * (self._cube.dtype.itemsize + 2) + 1
+        return window.height * window.width * per_pixel
+
+    @staticmethod
+    def _size(tile: _Tile) -> int:
+        pixels, valid = tile
+        return pixels.nbytes + (0 if valid is None else valid.nbytes)
+
+    def _load(self, window: Window) -> None:
+        source = self._sources.pop(window, None)
+        if source is None:
+            data, valid = self._cube.read(window)
+        else:
+            data, packed = source
+            valid = (
+                np.ones(data.shape, dtype=bool)
+                if packed is None
+                else np.unpackbits(packed, count=data.size).view(bool).reshape(data.shape)
+            )
+        rgb8 = to_rgb8(data, valid, self._limits)
+        anywhere = np.any(valid, axis=0)
+        assert self._thumbnail is not None
+        self._thumbnail.add(widen(rgb8), window)
+        with self._changed:
+            self._tiles[window] = (rgb8, None if anywhere.all() else anywhere)
+            del self._loading[window]
+            self._changed.notify_all()
+
+    def _block(self, place: int) -> Block:
+        """Put a block together and free what no later one needs."""
+        ref = self._blocks[place]
+        shape = (ref.window.height, ref.window.width)
+        pixels = np.empty((self._cube.band_count, *shape), dtype=np.uint8)
+        valid = np.ones(shape, dtype=bool)
+        for tile in self._needs[place]:
+            tile_pixels, tile_valid = self._tiles[tile]
+            into, part = overlap(ref.window, tile)
+            pixels[:, *into] = tile_pixels[:, *part]
+            if tile_valid is not None:
+                valid[into] = tile_valid[part]
+        with self._changed:
+            for tile in self._needs[place]:
+                self._uses[tile] -= 1
+                if not self._uses[tile]:
+                    del self._tiles[tile]
+            self._changed.notify_all()
+        return Block(ref=ref, pixels=widen(pixels), valid=valid)

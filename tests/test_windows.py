@@ -1,0 +1,54 @@
+"""Tilings: every pixel once, whole blocks, the size asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geosam_stac.types import Window
+from geosam_stac.windows import Tiling, slices, tile_shape
+
+sizes = st.integers(1, 70)
+
+
+@given(sizes, sizes, st.integers(1, 40), st.integers(1, 40), st.integers(-99, 99))
+def test_tiles_cover_every_pixel_once(height, width, tile_h, tile_w, origin):
+    tiling = Tiling(shape=(height, width), tile=(tile_h, tile_w), origin=(origin, -origin))
+    count = np.zeros((height, width), dtype=int)
+    for tile in tiling.all():
+        assert 1 <= tile.height <= tile_h
+        assert 1 <= tile.width <= tile_w
+        assert tile.row_off == 0 or (tile.row_off - origin) % tile_h == 0
+        assert tile.col_off == 0 or (tile.col_off + origin) % tile_w == 0
+        count[slices(tile)] += 1
+    assert (count == 1).all()
+
+
+def test_the_tiles_under_a_window_are_those_it_touches():
+    tiling = Tiling(shape=(100, 100), tile=(30, 40), origin=(-10, 0))
+    window = Window(row_off=19, col_off=79, height=2, width=2)
+    assert tiling.under(window) == [
+        Window(row_off=0, col_off=40, height=20, width=40),
+        Window(row_off=0, col_off=80, height=20, width=20),
+        Window(row_off=20, col_off=40, height=30, width=40),
+        Window(row_off=20, col_off=80, height=30, width=20),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ((512, 512), (512, 4096)),
+        ((1024, 1024), (1024, 2048)),
+        ((256, 256), (512, 4096)),
+        ((1, 10980), (190, 10980)),  # strips: whole, and no more of them than fit
+        ((16, 10980), (176, 10980)),
+        ((10980, 10980), (10980, 10980)),  # one block: there is no smaller piece
+        ((20000, 20000), (10980, 10980)),
+        ((1, 1), (512, 4096)),
+    ],
+)
+def test_tile_shapes_are_made_of_blocks(block, expected):
+    assert tile_shape(block, (10980, 10980), area_px=2 << 20) == expected
