@@ -72,6 +72,10 @@ class Crew:
         except BaseException as error:  # noqa: BLE001 - an interruption; raised below
             self.fail(error)
             self.join()
+        self.raise_first()
+
+    def raise_first(self) -> None:
+        """Raise the first failure, if there was one."""
         if self._failures:
             raise self._failures[0]
 

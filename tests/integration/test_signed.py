@@ -14,6 +14,7 @@ import pytest
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import ConfigurationError, ForbiddenError
 from geosam_stac.pipeline import encode_scene
+from geosam_stac.radiometry import widen
 from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.sources.access import ItemAccess, accesses
 from geosam_stac.sources.groups import Group
@@ -60,7 +61,7 @@ def encode(tmp_path: Path, item: pystac.Item | Group, access=None, **options):
 def pixels(item: pystac.Item | Group, session) -> np.ndarray:
     scene = open_scene(item, session.config, access=session.access)
     reader = CubeReader(scene, resampling="nearest", access=session.access)
-    return reader.read(Window(row_off=0, col_off=0, height=PX, width=PX))[0]
+    return widen(reader.read(Window(row_off=0, col_off=0, height=PX, width=PX))[0])
 
 
 def features(out: Path) -> dict[str, bytes]:
@@ -90,9 +91,14 @@ def test_without_a_signature_the_store_refuses(store, tmp_path):
 
 
 @pytest.mark.parametrize("uses", [6, 8])
-def test_a_signature_that_runs_out_in_mid_run_is_renewed(uses, store, tmp_path, fake_model):
+def test_a_signature_that_runs_out_in_mid_run_is_renewed(
+    uses, store, tmp_path, fake_model, monkeypatch
+):
     # Three tiles of 1024 px, some requests each: the store refuses in the middle of a tile, of
     # which GDAL tells no more than that bytes are missing.
+    # One reader: the store counts a signature's uses, and several readers share one.
+    monkeypatch.setattr("geosam_stac.budget.READERS", (1, 1))
+    monkeypatch.setattr("geosam_stac.budget.MOST_AREA_PX", 256 * 1024)
     options = {"stride": 64, "resampling": "nearest"}
     plain = encode(tmp_path / "plain", item_of(store.href("open", "large.tif")), **options)
     store.set(uses=uses)
