@@ -29,6 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "crew",
         "credentials",
         "budget",
+        "pca",
+        "mosaic",
     ),
     ("kept_files", "source_tiles"),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),
