@@ -21,12 +21,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
-
-import requests
 
 from geosam_stac.errors import ConfigurationError, StorageError, TemporaryError
 from geosam_stac.events import Download, Notice, Sink
+
+if TYPE_CHECKING:
+    import requests  # not above: weights that are there already need no network library
 
 # What is lost when a connection breaks: urllib3 hands out whole chunks only. With 1 MiB a line
 # that breaks more often than that would never come any further.
@@ -192,6 +194,8 @@ def _fill(
     access: Access,
 ) -> None:
     """Try until `part` holds the whole file, or give up."""
+    import requests
+
     with requests.Session() as session:
         for tries in range(1, retry.attempts + 1):
             try:
@@ -233,6 +237,8 @@ def _attempt(
     access: Access,
 ) -> None:
     """One request; appends to `part` where the server lets us, else starts it again."""
+    import requests
+
     offset = part.stat().st_size if part.exists() else 0
     headers = access.headers(url)
     headers["Accept-Encoding"] = "identity"  # or Content-Length would be of compressed bytes
@@ -349,6 +355,8 @@ def _total(response: requests.Response, done: int) -> int | None:
 
 def _reason(error: Exception) -> str:
     """A short reason without the URL, which may be signed and which requests repeats."""
+    import requests
+
     if isinstance(error, requests.Timeout):
         return "the server does not answer in time"
     if isinstance(error, requests.exceptions.SSLError):
