@@ -76,6 +76,8 @@ class VersionedStore(Store):
         their folder. A store that knows no conditions writes all the same: who must be sure reads
         again what he built on.
         """
+        if version is None:
+            return self.create(key, data)
         if self.is_local:
             return self._put_local(key, data, version)
         protocol = self.url.partition("://")[0].lower()
@@ -109,21 +111,18 @@ class VersionedStore(Store):
             str(path).removeprefix(root): _remote_version(info) for path, info in entries.items()
         }
 
-    def _put_local(self, key: str, data: bytes, version: str | None) -> bool:
+    def _put_local(self, key: str, data: bytes, version: str) -> bool:
         path = Path(self.href(key))
-        with translated("writing", self.href(key)):
-            path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
             if _local_version(path) != version:
                 return False
             self.put(key, data)
         return True
 
-    def _put_s3(self, key: str, data: bytes, version: str | None) -> bool:
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+    def _put_s3(self, key: str, data: bytes, version: str) -> bool:
         try:
-            # In one request: conditions are of a PUT, not of the parts of an upload.
-            self._fs.pipe_file(self.href(key), data, chunksize=_SINGLE_PUT_BYTES, **condition)
+            # In one request: the condition is of a PUT, not of the parts of an upload.
+            self._fs.pipe_file(self.href(key), data, chunksize=_SINGLE_PUT_BYTES, IfMatch=version)
         except OSError as error:
             answer = getattr(error.__cause__, "response", None) or {}
             code = str(answer.get("Error", {}).get("Code", ""))
@@ -134,7 +133,7 @@ class VersionedStore(Store):
             self.put(key, data)
         return True
 
-    def _put_gcs(self, key: str, data: bytes, version: str | None) -> bool:
+    def _put_gcs(self, key: str, data: bytes, version: str) -> bool:
         # gcsfs knows only "create": any other generation is asked for in a request of our own.
         fs = self._fs
         bucket, name, _ = fs.split_path(self.href(key))
@@ -151,11 +150,11 @@ class VersionedStore(Store):
                 headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
                 data=head + data + b"\n" + line + b"--",
                 json_out=True,
-                ifGenerationMatch=version or "0",
+                ifGenerationMatch=version,
             )
         except Exception as error:
             # gcsfs raises HttpError, which cannot be imported where it is not installed.
-            if str(getattr(error, "code", "")) == "412" or isinstance(error, FileExistsError):
+            if str(getattr(error, "code", "")) == "412":
                 return False
             raise
         return True

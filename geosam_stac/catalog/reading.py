@@ -12,6 +12,16 @@ from geosam_stac.sources.itemfiles import read_source
 from geosam_stac.storage import read_bytes
 
 
+def read_file(href: str) -> bytes:
+    """Content of a local file, http(s) or object-store URL.
+
+    Raises DataError when it is not there, TemporaryError or StorageError when it cannot be had.
+    """
+    if href.lower().startswith(("http://", "https://")):
+        return read_source(href, read_bytes=read_bytes)
+    return read_bytes(href)
+
+
 def read_document(href: str) -> Document:
     """A JSON document.
 
@@ -22,7 +32,7 @@ def read_document(href: str) -> Document:
     TemporaryError, StorageError
         It cannot be had now, or from here.
     """
-    data = read_source(href, read_bytes=read_bytes)
+    data = read_file(href)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -9,26 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from geosam_stac import hrefs
-from geosam_stac.catalog.index import index_facts, read_index
+from geosam_stac.catalog.index import read_index
 from geosam_stac.catalog.members import (
     CATALOG,
     INDEX_FILE,
     Document,
     absolute,
-    index_key,
     is_feature_item,
     link,
     with_hrefs,
 )
 from geosam_stac.catalog.parallel import in_parallel
 from geosam_stac.catalog.query import FeatureQuery, in_order, select
-from geosam_stac.catalog.reading import absolute_href, read_document
+from geosam_stac.catalog.reading import absolute_href, read_document, read_file
 from geosam_stac.catalog.static import StaticCatalog, root_of
 from geosam_stac.errors import DataError, GeosamStacError, UsageError
 from geosam_stac.events import Notice, Sink, ignore
-from geosam_stac.sources.itemfiles import read_source
 from geosam_stac.sources.search import search
-from geosam_stac.storage import read_bytes
 
 
 def search_features(
@@ -99,7 +96,7 @@ def _as_path(href: str) -> str:
 def search_index(source: str, query: FeatureQuery) -> list[Document]:
     """Search a stac-geoparquet file: local, http(s), or on a bucket. DataError if it is none."""
     place = absolute_href(source)
-    documents = read_index(read_source(place, read_bytes=read_bytes), hrefs.unsigned(place))
+    documents = read_index(read_file(place), hrefs.unsigned(place))
     return select(filter(is_feature_item, documents), query)
 
 
@@ -124,7 +121,7 @@ def _published(root: str) -> list[Document] | None:
     """What items.parquet of a web server holds; None where there is none."""
     href = f"{root}/{INDEX_FILE}"
     try:
-        data = read_source(href, read_bytes=read_bytes)
+        data = read_file(href)
     except DataError:
         return None
     return read_index(data, hrefs.unsigned(href))
@@ -136,16 +133,7 @@ def _listed(root: str) -> list[Document] | None:
     rows = catalog.rows()
     if not rows:
         return None
-    known: dict[str, Document] = {}
-    data = catalog.store.read(INDEX_FILE)
-    if data is not None:
-        held = index_facts(data).get("rows", {})
-        for one in read_index(data):
-            key = index_key(one["id"])
-            if key in rows and rows[key] == held.get(key):
-                known[key] = one
-    new = in_parallel(catalog.read_row, [key for key in rows if key not in known])
-    found = [*known.values(), *(one for one in new if one is not None)]
+    found = catalog.members(rows)
     moved = any(
         link(one, "self") != catalog.places.item(one["collection"], one["id"]) for one in found
     )
@@ -173,6 +161,11 @@ def _read(href: str, sink: Sink, *, needed: bool) -> Document | None:
         return absolute(read_document(href), href)
     except GeosamStacError as error:
         if needed:
+            if type(error) is DataError:
+                error.hint = (
+                    "Give the catalog.json of features (`geosam-stac catalog rebuild` makes one); "
+                    "catalogs of imagery are searched by `encode --catalog`"
+                )
             raise
         sink(Notice(message=str(error), level="warning"))
         return None

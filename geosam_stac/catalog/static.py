@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from geosam_stac import hrefs
 from geosam_stac.catalog.collections import catalog, feature_collection
-from geosam_stac.catalog.index import read_index, write_index
+from geosam_stac.catalog.index import index_facts, read_index, write_index
 from geosam_stac.catalog.members import (
     CATALOG,
     COLLECTIONS,
@@ -86,7 +86,37 @@ class StaticCatalog:
         """Key -> version of the members' rows."""
         return self.store.versions(INDEX)
 
-    def read_row(self, key: str) -> Document | None:
+    def members(
+        self, rows: Mapping[str, str], read: dict[str, tuple[str, Document]] | None = None
+    ) -> list[Document]:
+        """The members of rows, in order; those of rows that have gone since are left out.
+
+        items.parquet answers for the rows that it was made of. `read`, by key with the version,
+        keeps what was read for the next call.
+        """
+        read = {} if read is None else read
+        if not read:
+            self._read_index(rows, read)
+        new = [key for key, version in rows.items() if read.get(key, ("",))[0] != version]
+        for key, found in zip(new, in_parallel(self._read_row, new), strict=True):
+            if found is not None:
+                read[key] = (rows[key], found)
+            else:
+                read.pop(key, None)
+        return sorted((read[key][1] for key in rows if key in read), key=order)
+
+    def _read_index(self, rows: Mapping[str, str], read: dict[str, tuple[str, Document]]) -> None:
+        data = self.store.read(INDEX_FILE)
+        if data is None or not rows:
+            return
+        name = self.store.href(INDEX_FILE)
+        held = index_facts(data, name).get("rows", {})
+        for one in read_index(data, name):
+            key = index_key(one["id"])
+            if key in rows and rows[key] == held.get(key):
+                read[key] = (rows[key], one)
+
+    def _read_row(self, key: str) -> Document | None:
         """The member of a row; None when the row has gone since."""
         data = self.store.read(key)
         if data is None:
@@ -101,18 +131,26 @@ class StaticCatalog:
 
         Raises
         ------
+        DataError
+            There is neither an Item nor a catalog.
         TemporaryError, StorageError
             The store cannot be read or written.
         GeosamStacError
             Others change the catalog without end.
         """
-        dropped = self._refresh(sink)
         read: dict[str, tuple[str, Document]] = {}
+        dropped = self._refresh(read, sink)
         rounds = 0
         for _ in settle(TRIES, self.places.root):
             before = self._outputs()  # before the rows: see the module's docstring
             rows = self.rows()
-            members = self._members(rows, read)
+            members = self.members(rows, read)
+            if not members and not dropped and CATALOG not in before:
+                raise DataError(
+                    "there are no feature Items here",
+                    href=self.store.url,
+                    expected="the --out of `geosam-stac encode`, or a catalog published to",
+                )
             outputs = self._made_of(members, rows)
             if len(members) != len(rows) or not self._write(outputs, before):
                 continue
@@ -133,59 +171,45 @@ class StaticCatalog:
             )
         raise AssertionError("settle ends with an error")
 
-    def _members(
-        self, rows: Mapping[str, str], read: dict[str, tuple[str, Document]]
-    ) -> list[Document]:
-        """The members of rows, in order; `read` keeps those of an earlier try."""
-        new = [key for key, version in rows.items() if read.get(key, ("",))[0] != version]
-        for key, found in zip(new, in_parallel(self.read_row, new), strict=True):
-            if found is not None:
-                read[key] = (rows[key], found)
-        return sorted((read[key][1] for key in rows if key in read), key=order)
-
     # What is there
 
-    def _refresh(self, sink: Sink) -> int:
+    def _refresh(self, read: dict[str, tuple[str, Document]], sink: Sink) -> int:
         """Bring the rows up to date with the Items; returns how many members were dropped."""
-        folders = [name for name in self.store.folders() if name not in RESERVED]
-        found = {one for one in in_parallel(self._adopt, folders) if one is not None}
-        elsewhere = [key for key in self.rows() if key not in found]
-        return sum(in_parallel(lambda key: self._check(key, sink), elsewhere))
+        self.members(self.rows(), read)
+        held = {key: document for key, (_, document) in read.items()}
+        there = {*self._outputs()}
 
-    def _adopt(self, folder: str) -> str | None:
-        """Make the Item of a scene's folder a member; its row's key, None where there is none."""
-        key = f"{folder}/{folder}.json"
-        data = self.store.read(key)
-        if data is None:
-            return None
-        try:
-            document = json.loads(data)
-        except (ValueError, RecursionError):
-            return None
-        if not is_feature_item(document):
-            return None
-        return index_key(self.add(document, self.store.href(key))["id"])
+        def keep(document: Document, href: str) -> str:
+            made = member(document, href=href, places=self.places)
+            key = index_key(made["id"])
+            if held.get(key) != made or not there.issuperset(_files(made)):
+                self.add(document, href)
+            return key
 
-    def _check(self, key: str, sink: Sink) -> int:
-        """Look after the Item of a row that lies elsewhere: 1 when it is gone, and so dropped."""
-        row = self.read_row(key)
-        if row is None:
-            return 0
-        href = canonical(row)
-        document, reason = _read(href)
-        if document is None:
-            self.store.delete(key)
-            # Written again since? Then its worker's row may be the one that was deleted.
+        def adopt(folder: str) -> str | None:
+            """Make the Item of a scene's folder a member; its row's key."""
+            key = f"{folder}/{folder}.json"
+            document = _parsed(self.store.read(key))
+            return None if document is None else keep(document, self.store.href(key))
+
+        def check(key: str) -> int:
+            """Look after the Item of a row that lies elsewhere: 1 when it is gone, so dropped."""
+            href = canonical(held[key])
             document, reason = _read(href)
-        if document is None:
-            sink(
-                Notice(
-                    message=f"{row['id']} is dropped from the catalog: {reason}", level="warning"
-                )
-            )
-            return 1
-        self.add(document, href)
-        return 0
+            if document is None:
+                self.store.delete(key)
+                # Written again since? Then its worker's row may be the one that was deleted.
+                document, reason = _read(href)
+            if document is None:
+                text = f"{held[key]['id']} is dropped from the catalog: {reason}"
+                sink(Notice(message=text, level="warning"))
+                return 1
+            keep(document, href)
+            return 0
+
+        folders = [name for name in self.store.folders() if name not in RESERVED]
+        found = set(in_parallel(adopt, folders))
+        return sum(in_parallel(check, [key for key in held if key not in found]))
 
     def _outputs(self) -> dict[str, str]:
         """Key -> version of all that a rebuild writes."""
@@ -264,6 +288,20 @@ def root_of(target: str) -> str:
     if name != CATALOG:
         return target
     return base if slash else "."
+
+
+def _files(document: Document) -> set[str]:
+    """Keys of what a worker writes beside the row."""
+    return {member_key(document["collection"], document["id"]), model_key(model_id(document))}
+
+
+def _parsed(data: bytes | None) -> Document | None:
+    """The feature Item of a file; None when it is none."""
+    try:
+        document = None if data is None else json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return document if is_feature_item(document) else None
 
 
 def _read(href: str) -> tuple[Document | None, str]:

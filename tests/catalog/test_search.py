@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.servers import s3_endpoint, use_s3  # noqa: F401  (a fixture)
 from tests.stac_schemas import validate
 
 BASE = "sam2.1-hiera-base-plus"
+COMMAND = (sys.executable, "-m", "geosam_stac", "search")
 UNTRAINED = {"weights": "untrained:0"}
 
 
@@ -387,3 +390,45 @@ def test_models_of_every_encoder_are_valid():
         assert item["assets"]["weights"]["file:size"] == entry.size_bytes
     validate(models_collection(items, places))
     assert json.dumps(items)
+
+
+def test_items_of_one_moment_have_one_order(pgstac, tmp_path):  # noqa: F811
+    items = [
+        features.feature_item(0, collection="ties", model=model, resolution=resolution)
+        for model in ("sam-vit-base", BASE)
+        for resolution in (10.0, 20.0)
+    ]
+    hrefs = features.write(tmp_path, *items)
+    publish(hrefs, pgstac.url)
+    publish(hrefs, f"{tmp_path}/catalog.json")
+    expected = sorted((item.id for item in items), reverse=True)
+    for limit in (1, 3, 4):
+        query = FeatureQuery(source_collection="ties", limit=limit)
+        assert ids(search_features(query, api=pgstac.url)) == expected[:limit]
+        assert ids(search_features(query, catalog=str(tmp_path))) == expected[:limit]
+
+
+def test_without_a_network(root):
+    unshare = shutil.which("unshare")
+    alone = [unshare, "-rn"] if unshare else []
+    if not alone or subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a process without a network cannot be made here (unshare -rn)")
+    for place in (("--catalog", root / "catalog.json"), ("--index", root / "items.parquet")):
+        done = subprocess.run(
+            [*alone, *COMMAND, *map(str, place), "--model", BASE, "--bbox", "-99,46,-97,48"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [Path(line).stem for line in done.stdout.splitlines()] == names([4, 3])
+
+
+def test_what_is_no_catalog_of_features(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="encode --catalog"):
+        search_features(FeatureQuery(), catalog="earth-search")
+    with pytest.raises(DataError, match="there are no feature Items here"):
+        StaticCatalog(str(tmp_path / "typo")).rebuild()
+    assert list(tmp_path.iterdir()) == []
