@@ -286,3 +286,8 @@ class EncodeResult:
     bytes_written: int
     seconds: Mapping[str, float]
     busy: Mapping[str, float]
+
+    @property
+    def slowest(self) -> str | None:
+        """The stage that has set the pace; None where nothing ran."""
+        return max(self.busy, key=lambda name: self.busy[name]) if any(self.busy.values()) else None

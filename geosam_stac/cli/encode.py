@@ -226,18 +226,22 @@ def _encode_one(
     else:
         console.result(result.href)
     if result.chips_encoded or result.chips_skipped:
-        console.note(_summary(result))
+        for line in _summary(result):
+            console.note(line)
 
 
-def _summary(result: EncodeResult) -> str:
-    seconds = result.seconds
-    stages = ", ".join(f"{name} {seconds[name]:.1f} s" for name in ("read", "encode", "write"))
+def _summary(result: EncodeResult) -> list[str]:
+    """What a scene came to, and a table of its stages: the busiest one has set the pace."""
     skipped = f", {result.chips_skipped:,} skipped" if result.chips_skipped else ""
-    return (
-        f"{chips_text(result.chips_encoded)} encoded{skipped} in {seconds['total']:.1f} s: "
+    lines = [
+        f"{_chips(result.chips_encoded)} encoded{skipped} in {result.seconds['total']:.1f} s: "
         f"{result.bytes_read / 1e6:,.1f} MB of pixels read, "
-        f"{result.bytes_written / 1e6:,.1f} MB written (busy: {stages})"
-    )
+        f"{result.bytes_written / 1e6:,.1f} MB written"
+    ]
+    for name, busy in result.busy.items():
+        pace = ", sets the pace" if name == result.slowest else ""
+        lines.append(f"{name:<7} at work {result.seconds[name]:,.1f} s, busy {busy:.0%}{pace}")
+    return lines
 
 
 def _result_document(result: EncodeResult) -> dict[str, Any]:
@@ -251,6 +255,8 @@ def _result_document(result: EncodeResult) -> dict[str, Any]:
         "bytes_read": result.bytes_read,
         "bytes_written": result.bytes_written,
         "seconds": dict(result.seconds),
+        "busy": {name: round(value, 3) for name, value in result.busy.items()},
+        "slowest": result.slowest,
     }
 
 
