@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 
 import pystac
 
@@ -378,27 +379,35 @@ class _SceneRun:
         self.session.sink(ChipDone(scene_id=self.scene.id, chip_id=ref.chip_id, outcome="skipped"))
 
     def _encode(self, chips: Channel[Chip], features: Channel[tuple[Features, float]]) -> None:
-        batch: list[Chip] = []
+        """Drive the device; what it waits for, chips or a full queue of features, is not work."""
+        stage = self.stages["encode"]
+        fractions: dict[str, float] = {}
+        since = time.monotonic()
 
-        def flush() -> None:
-            started = time.monotonic()
-            fractions = {chip.ref.chip_id: chip.valid_fraction for chip in batch}
-            try:
-                for encoded in self.session.encode_batch(batch):
-                    self.stages["encode"].add(time.monotonic() - started)
-                    features.put((encoded, fractions[encoded.ref.chip_id]))
-                    started = time.monotonic()
-            except GeosamStacError as error:
-                error.at(item=self.scene.id)
-                raise
-            batch.clear()
+        def batches() -> Iterator[list[Chip]]:
+            nonlocal since
+            stage.add(time.monotonic() - since)
+            batch: list[Chip] = []
+            for chip in chips:
+                batch.append(chip)
+                fractions[chip.ref.chip_id] = chip.valid_fraction
+                if len(batch) >= self.session.batch_size:
+                    since = time.monotonic()
+                    yield batch
+                    stage.add(time.monotonic() - since)
+                    batch = []
+            since = time.monotonic()
+            if batch:
+                yield batch
 
-        for chip in chips:
-            batch.append(chip)
-            if len(batch) >= self.session.batch_size:
-                flush()
-        if batch:
-            flush()
+        try:
+            for encoded in self.session.encode_batches(batches()):
+                stage.add(time.monotonic() - since)
+                features.put((encoded, fractions.pop(encoded.ref.chip_id)))
+                since = time.monotonic()
+        except GeosamStacError as error:
+            error.at(item=self.scene.id)
+            raise
 
     def _write(self, features: Features, valid_fraction: float) -> None:
         with self.stages["write"].busy():

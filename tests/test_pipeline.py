@@ -164,6 +164,9 @@ def test_the_whole_of_it(tmp_path, run, item):
     on_disk = sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert result.bytes_written == on_disk
     assert set(result.seconds) == {"read", "encode", "write", "total"}
+    assert set(result.busy) == {"read", "encode", "write"}
+    assert all(0 < busy <= 1 for busy in result.busy.values())
+    assert result.slowest == max(result.busy, key=result.busy.get)
 
     frame = manifest_of(result)
     assert list(frame.chip_id) == [f"chip_{i:06d}" for i in range(12)]
@@ -215,6 +218,7 @@ def test_run_json(tmp_path, run, item):
     assert document["run"]["source"] == str(item)
     assert document["run"]["model"]["weights"] == "untrained:3"
     assert document["run"]["chips_encoded"] == 12
+    assert set(document["run"]["busy"]) == {"read", "encode", "write"}
     assert result.item.id.endswith(document["run"]["config_digest"][:8])
     assert document["environment"]["python"].startswith("3.")
     assert "torch" in document["environment"]["software"]

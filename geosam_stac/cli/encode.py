@@ -234,7 +234,7 @@ def _summary(result: EncodeResult) -> list[str]:
     """What a scene came to, and a table of its stages: the busiest one has set the pace."""
     skipped = f", {result.chips_skipped:,} skipped" if result.chips_skipped else ""
     lines = [
-        f"{_chips(result.chips_encoded)} encoded{skipped} in {result.seconds['total']:.1f} s: "
+        f"{chips_text(result.chips_encoded)} encoded{skipped} in {result.seconds['total']:.1f} s: "
         f"{result.bytes_read / 1e6:,.1f} MB of pixels read, "
         f"{result.bytes_written / 1e6:,.1f} MB written"
     ]

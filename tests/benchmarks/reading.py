@@ -43,7 +43,6 @@ from tests.benchmarks.scenes import (
     write_cog,
 )
 
-
 _RUNS = itertools.count()
 
 

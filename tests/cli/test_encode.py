@@ -57,6 +57,9 @@ class TestResults:
         assert href.startswith(str(tmp_path / "out"))
         assert "RANDOM weights" in done.err
         assert "4 chips encoded in " in done.err
+        stages = [line.split()[0] for line in done.err.splitlines() if " at work " in line]
+        assert stages == ["read", "encode", "write"]
+        assert done.err.count("sets the pace") == 1
         assert "\x1b" not in done.err  # no colours where there is no terminal
 
     def test_json(self, cli, fake):

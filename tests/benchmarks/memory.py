@@ -1,0 +1,104 @@
+"""Benchmark 5: peak resident memory for scenes of several sizes, with an encoder that only copies.
+
+    python -m tests.benchmarks.memory [--sizes 4096 10980 32768] [--value-range 0,3000]
+
+Each scene is encoded in a process of its own, at stride 512, by the whole pipeline; features are
+the chip's own 3 MiB, thrown away once they are serialised (they would be 12 GB on disk for the
+largest scene). What a process takes before it reads a scene is printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks.scenes import (
+    CopyingEncoder,
+    copying_entry,
+    item_of,
+    machine,
+    one_file,
+    table,
+    write_cog,
+)
+
+
+def peak_mb() -> float:
+    """Of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def encode(root: Path, value_range: str, max_memory: float) -> None:
+    """Encode the scene under `root` and print what it took."""
+    import geosam_stac.session as module
+    from geosam_stac.config import EncodeConfig
+    from geosam_stac.pipeline import encode_scene
+    from geosam_stac.storage import Store
+
+    entry = copying_entry()
+    module.find_model = lambda name: entry
+    module.load_encoder = CopyingEncoder
+    put = Store.put
+    Store.put = lambda self, key, data, **more: (
+        None if key.endswith(".pt") else put(self, key, data, **more)
+    )
+    config = EncodeConfig(
+        model=entry.name,
+        checkpoint="untrained",
+        device="cpu",
+        format="safetensors",
+        value_range=value_range,
+        max_memory=max_memory,
+        out=str(root / "out"),
+    )
+    with module.Session(config, cache_dir=root / "cache") as session:
+        _ = session.encoder
+        before = peak_mb()
+        started = time.perf_counter()
+        result = encode_scene(session, session.scene(item_of(one_file(str(root)))), config)
+    print(
+        result.chips_encoded,
+        f"{before:.0f}",
+        f"{peak_mb():.0f}",
+        f"{time.perf_counter() - started:.1f}",
+        result.slowest,
+        sep=",",
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--sizes", type=int, nargs="+", default=[4096, 10980, 32768])
+    arguments.add_argument("--value-range", default="0,3000")
+    arguments.add_argument("--max-memory", type=float, default=1.0)
+    arguments.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.one is not None:
+        encode(options.one, options.value_range, options.max_memory)
+        return
+    print(f"{machine()}; --max-memory {options.max_memory:g}, --value-range {options.value_range}")
+    rows, peaks = [], []
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_cog(Path(folder) / "image.tif", size, bands=3, dtype="uint16", blocksize=512)
+            command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", folder]
+            command += ["--value-range", options.value_range]
+            command += ["--max-memory", str(options.max_memory)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            chips, before, peak, seconds, slowest = done.stdout.strip().split(",")
+        peaks.append(float(peak))
+        rows.append([f"{size} x {size}", chips, before, peak, seconds, slowest])
+    table(["scene, px", "chips", "before, MB", "peak, MB", "s", "slowest"], rows)
+    print(f"largest peak / smallest: {max(peaks) / min(peaks):.2f}")
+
+
+if __name__ == "__main__":
+    main()
