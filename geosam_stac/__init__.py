@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from geosam_stac.config import EncodeConfig
     from geosam_stac.errors import GeosamStacError
-    from geosam_stac.store import FeatureItem, PullResult
+    from geosam_stac.store import FeatureItem, PullResult, Segmentation
     from geosam_stac.types import EncodeResult
 
 _HOMES = {
@@ -30,6 +30,7 @@ _HOMES = {
     "FeatureItem": "geosam_stac.store",
     "GeosamStacError": "geosam_stac.errors",
     "PullResult": "geosam_stac.store",
+    "Segmentation": "geosam_stac.store",
     "Session": "geosam_stac.api",
     "encode": "geosam_stac.api",
     "open_features": "geosam_stac.api",
@@ -46,6 +47,7 @@ __all__ = [
     "FeatureItem",
     "GeosamStacError",
     "PullResult",
+    "Segmentation",
     "Session",
     "encode",
     "open_features",

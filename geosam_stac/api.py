@@ -274,6 +274,8 @@ def publish(
 
 def open_features(
     source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any],
+    *,
+    sink: Sink = ignore,
 ) -> FeatureItem:
     """Open what was encoded: a scene's manifest and its chips' features.
 
@@ -286,6 +288,8 @@ def open_features(
         Href of a feature Item, or of the folder that it lies in: a local path, s3://, gs://,
         http(s):// or any URL that fsspec has a driver for. Or the Item itself, as a search gives
         it.
+    sink
+        Called with events, as of weights that `segment` fetches.
 
     Raises
     ------
@@ -294,7 +298,12 @@ def open_features(
     TemporaryError
         The store does not answer.
     """
-    return FeatureItem(open_item(source))
+    return FeatureItem(
+        open_item(source),
+        cache_dir=default_cache_dir(os.environ),
+        token=hugging_face_token(os.environ),
+        sink=sink,
+    )
 
 
 def pull(

@@ -41,6 +41,7 @@ def app() -> typer.Typer:
         publish,
         pull,
         search,
+        segment,
     )
 
     root = typer.Typer(
@@ -71,6 +72,7 @@ def app() -> typer.Typer:
     root.command("info")(info.info)
     root.command("doctor")(doctor.doctor)
     root.command("pull")(pull.pull)
+    root.command("segment", epilog=segment.EPILOG)(segment.segment)
     root.command("search", epilog=search.EPILOG)(search.search)
     root.command("publish")(publish.publish)
     root.add_typer(catalog.app, name="catalog")

@@ -1,4 +1,4 @@
-"""Prompts on features that are encoded already: points and boxes in, mask logits and scores out.
+"""Prompts on features that are encoded already: in go points, boxes, masks; out come mask logits.
 
 Each family's module has the decoding; this one has the vocabulary, and the check that the
 features suffice. Coordinates are px of the model's input, (x, y), origin at the top left corner.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import torch
@@ -24,23 +24,25 @@ class Prompts:
     """What one object is prompted with.
 
     `points`: (x, y) in px of the model's input. `labels`: one a point, 1 on the object, 0 off it.
-    `box`: x0, y0, x1, y1 in the same px. `multimask`: three masks for one object, where it is
-    ambiguous, instead of one.
+    `box`: x0, y0, x1, y1 in the same px. `mask`: logits (h, w) of the size of a decoder's answer,
+    > 0 on the object, 0 where it is not known. `multimask`: three masks for one object, where it
+    is ambiguous, instead of one.
 
     Raises
     ------
     UsageError
-        Neither point nor box, or not one label a point.
+        Neither point nor box nor mask, or not one label a point.
     """
 
     points: tuple[tuple[float, float], ...] = ()
     labels: tuple[int, ...] = ()
     box: tuple[float, float, float, float] | None = None
+    mask: torch.Tensor | None = field(default=None, compare=False)
     multimask: bool = False
 
     def __post_init__(self) -> None:
-        if not self.points and self.box is None:
-            raise UsageError("a prompt needs a point or a box")
+        if not self.points and self.box is None and self.mask is None:
+            raise UsageError("a prompt needs a point, a box or a mask")
         if len(self.labels) != len(self.points) or not set(self.labels) <= {0, 1}:
             raise UsageError(
                 "every point needs a label, 1 (on the object) or 0 (off it)",
@@ -60,6 +62,10 @@ class Prompts:
         if self.box is not None:
             box = torch.tensor([self.box], dtype=torch.float32, device=device)
         return points, labels, box
+
+    def mask_tensor(self, like: torch.Tensor) -> torch.Tensor | None:
+        """The mask as (1, 1, h, w) float32, on the device of `like`."""
+        return None if self.mask is None else self.mask[None, None].to(like.device, torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

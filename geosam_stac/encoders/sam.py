@@ -60,7 +60,9 @@ def decode(model: Any, tensors: Mapping[str, torch.Tensor], prompts: Prompts) ->
 
     points, labels, box = prompts.tensors(tensors["image_embed"])
     sparse, dense = model.prompt_encoder(
-        points=None if points is None else (points, labels), boxes=box, masks=None
+        points=None if points is None else (points, labels),
+        boxes=box,
+        masks=prompts.mask_tensor(tensors["image_embed"]),
     )
     logits, scores = model.mask_decoder(
         image_embeddings=tensors["image_embed"],

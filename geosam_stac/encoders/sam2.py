@@ -78,7 +78,11 @@ def decode(model: Any, tensors: Mapping[str, torch.Tensor], prompts: Prompts) ->
         ends = torch.tensor([[2, 3]], dtype=torch.int32, device=box.device)
         points = corners if points is None else torch.cat([corners, points], dim=1)
         labels = ends if labels is None else torch.cat([ends, labels], dim=1)
-    sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+    sparse, dense = model.sam_prompt_encoder(
+        points=None if points is None else (points, labels),
+        boxes=None,
+        masks=prompts.mask_tensor(tensors["image_embed"]),
+    )
     logits, scores, _, _ = model.sam_mask_decoder(
         image_embeddings=tensors["image_embed"],
         image_pe=model.sam_prompt_encoder.get_dense_pe(),

@@ -93,6 +93,7 @@ def decode(model: Any, tensors: Mapping[str, torch.Tensor], prompts: Prompts) ->
         input_points=None if points is None else points[:, None],
         input_labels=None if labels is None else labels[:, None],
         input_boxes=None if box is None else box[:, None],
+        input_masks=prompts.mask_tensor(tensors["image_embed"]),
         multimask_output=prompts.multimask,
     )
     return Masks(logits=out.pred_masks[0, 0], scores=out.iou_scores[0, 0])

@@ -1,11 +1,20 @@
 """What was encoded, used: opened, pulled to a folder, prompted (DESIGN section 2, `store`).
 
-`opened` has an Item's chips and `pull` a local copy; `prompting`, `follow` and `segmentation` go
-from a prompt to a polygon. Reads no raster. Imports torch.
+`opened` has an Item's chips, `pull` a local copy; `prompting`, `decoder`, `follow` and
+`segmentation` go from a prompt to a polygon. Reads no raster. Imports torch.
 """
 
 from geosam_stac.store.chip import StoredChip
-from geosam_stac.store.opened import FeatureItem, open_item
+from geosam_stac.store.locate import open_item
+from geosam_stac.store.opened import FeatureItem
 from geosam_stac.store.pull import PullResult, pull_features
+from geosam_stac.store.segmentation import Segmentation
 
-__all__ = ["FeatureItem", "PullResult", "StoredChip", "open_item", "pull_features"]
+__all__ = [
+    "FeatureItem",
+    "PullResult",
+    "Segmentation",
+    "StoredChip",
+    "open_item",
+    "pull_features",
+]

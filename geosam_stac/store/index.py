@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_ROUNDING_PX = 1e-3
+
+
 class ChipIndex:
     """The places of a manifest's chips.
 
@@ -63,6 +66,31 @@ class ChipIndex:
     def covering(self, geometry: Any) -> NDArray[np.intp]:
         """Rows of the manifest whose chips cover a geometry in the scene's CRS."""
         return np.flatnonzero(shapely.covers(self.boxes, geometry))
+
+    def covering_px(self, box: tuple[float, float, float, float]) -> NDArray[np.intp]:
+        """Rows of the manifest whose chips cover a box, in px of the scene's grid.
+
+        A thousandth of a pixel beyond the edge still counts: projecting rounds.
+        """
+        left, top, right, bottom = box
+        row_off, col_off, height, width = self.windows.T
+        return np.flatnonzero(
+            (left >= col_off - _ROUNDING_PX)
+            & (right <= col_off + width + _ROUNDING_PX)
+            & (top >= row_off - _ROUNDING_PX)
+            & (bottom <= row_off + height + _ROUNDING_PX)
+        )
+
+    def holding(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> list[int]:
+        """Rows of the manifest whose chips hold any of these pixels of the scene's grid."""
+        row_off, col_off, height, width = self.windows.T
+        near = np.flatnonzero(
+            (row_off <= rows.max())
+            & (row_off + height > rows.min())
+            & (col_off <= cols.max())
+            & (col_off + width > cols.min())
+        )
+        return [int(row) for row in near]
 
     def touching(self, geometry: Any) -> NDArray[np.intp]:
         """Rows of the manifest whose chips share more than a border with a geometry."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +19,21 @@ from odc.geo.geobox import GeoBox
 from geosam_stac import features, hrefs, manifest
 from geosam_stac.encoders.registry import ModelEntry, find_model
 from geosam_stac.errors import DataError, GeosamStacError, UsageError
+from geosam_stac.events import Sink, ignore
 from geosam_stac.item import SHA256_MULTIHASH
-from geosam_stac.sources.items import read_item
-from geosam_stac.storage import Store, read_text
 from geosam_stac.store.chip import Loaded, StoredChip
+from geosam_stac.store.decoder import Decoder, load_decoder
+from geosam_stac.store.follow import Predictor, pick_chip
 from geosam_stac.store.index import ChipIndex, chip_input_px, chip_shape, chip_transform
+from geosam_stac.store.locate import place_of
 from geosam_stac.store.objects import ObjectFolder, check_sha256, confined
 from geosam_stac.store.places import LONLAT, box_in, point_in
+from geosam_stac.store.prompting import from_arguments, from_layer
+from geosam_stac.store.segmentation import Segmentation
+from geosam_stac.store.segmenting import check_levels, segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 CACHE_CHIPS = 8
 """Chips whose tensors stay in memory; a SAM 2 chip of float16 has 8 MB."""
@@ -46,6 +50,9 @@ class FeatureItem:
         A feature Item with a self link.
     cache_chips
         How many chips' tensors are kept in memory.
+    cache_dir, token, sink
+        For `decoder`: where checkpoints are kept, a Hugging Face token for gated ones, and who
+        hears of the fetch.
 
     Raises
     ------
@@ -53,7 +60,15 @@ class FeatureItem:
         The Item is none of geosam-stac's features.
     """
 
-    def __init__(self, item: pystac.Item, *, cache_chips: int = CACHE_CHIPS) -> None:
+    def __init__(
+        self,
+        item: pystac.Item,
+        *,
+        cache_chips: int = CACHE_CHIPS,
+        cache_dir: Path | None = None,
+        token: str | None = None,
+        sink: Sink = ignore,
+    ) -> None:
         self.item = item
         self.href = item.get_self_href() or ""
         asset = item.assets.get("manifest")
@@ -65,11 +80,13 @@ class FeatureItem:
                 expected="an Item that geosam-stac wrote, with mlm:name and a manifest",
                 hint="Encode it first: geosam-stac encode --item",
             )
-        folder, self._manifest_key = _place_of(asset.href, self.href, item.id)
+        folder, self._manifest_key = place_of(asset.href, self.href, item.id)
         self.folder = ObjectFolder(folder)
         self._cache: OrderedDict[str, Loaded] = OrderedDict()
         self._cache_chips = max(1, cache_chips)
         self._lock = threading.RLock()
+        self._decoders: dict[tuple[str | None, str], Decoder] = {}
+        self._cache_dir, self._token, self._sink = cache_dir, token, sink
 
     def __repr__(self) -> str:
         said = self.item.properties
@@ -98,7 +115,7 @@ class FeatureItem:
         if asset is None:
             columns = [column.name for column in manifest.SKIPPED_COLUMNS]
             return gpd.GeoDataFrame(columns=columns, geometry="geometry", crs=self.manifest.crs)
-        key = _place_of(asset.href, self.href, self.item.id)[1]
+        key = place_of(asset.href, self.href, self.item.id)[1]
         return manifest.read_skipped(self._table("skipped", key))
 
     @functools.cached_property
@@ -196,6 +213,110 @@ class FeatureItem:
                 load=self._load,
             )
 
+    def decoder(self, checkpoint: str | None = None, *, device: str = "cpu") -> Decoder:
+        """The model's mask decoder, with the weights that encoded this scene; loaded once.
+
+        Parameters
+        ----------
+        checkpoint
+            Path, URL or `untrained[:SEED]`. None: the model's own weights, from the cache or
+            fetched; of random ones the same again.
+        device
+            cpu, cuda, cuda:N or mps.
+
+        Raises
+        ------
+        ConfigurationError
+            The scene was encoded with other weights, or the model is unknown here.
+        """
+        key = (checkpoint, device)
+        with self._lock:
+            if key not in self._decoders:
+                self._decoders[key] = load_decoder(
+                    self,
+                    checkpoint,
+                    cache_dir=self._cache_dir,
+                    device=device,
+                    sink=self._sink,
+                    token=self._token,
+                )
+            return self._decoders[key]
+
+    def segment(
+        self,
+        points: Sequence[tuple[float, float]] = (),
+        labels: Sequence[int] | None = None,
+        boxes: Sequence[tuple[float, float, float, float]] = (),
+        mask: Any = None,
+        *,
+        prompts: gpd.GeoDataFrame | str | Path | None = None,
+        crs: str | None = None,
+        multimask: bool = False,
+        follow: bool = True,
+        checkpoint: str | None = None,
+        device: str = "cpu",
+        decoder: Predictor | None = None,
+    ) -> Segmentation:
+        """Masks of what is prompted, by the model's own decoder. The raster is not read.
+
+        Parameters
+        ----------
+        points, labels
+            Longitude and latitude of clicks on one object, and for each 1 (on the object, the
+            default) or 0 (off it).
+        boxes
+            West, south, east, north. One joins the points; several are several objects.
+        mask
+            A rough shape of the object: a raster or vector file, a GeoDataFrame, or a geometry.
+        prompts
+            Many objects: a vector layer, or its file (see `store.prompting.from_layer`).
+        crs
+            Of points, boxes and a geometry; "native" for the scene's own.
+        multimask
+            Three masks of each object, for a prompt that may mean a part or the whole.
+        follow
+            Whether an object that crosses its chip's border is followed into the neighbours.
+        checkpoint, device
+            As for `decoder`.
+        decoder
+            One that is loaded already: of another scene of the same model and weights.
+
+        Returns
+        -------
+        Segmentation
+            `masks`, `scores`, `polygons`; `write(path)`.
+
+        Raises
+        ------
+        UsageError
+            A prompt is malformed, outside the scene or on a skipped chip.
+        DataError
+            Features are missing, damaged, or without the levels that the decoder needs.
+        ConfigurationError
+            The weights are not those of the scene.
+        """
+        if decoder is None:
+            check_levels(self)
+        failed: Mapping[Any, UsageError] = {}
+        if prompts is not None:
+            if len(points) or len(boxes) or mask is not None:
+                raise UsageError("prompts of a file and others cannot be mixed")
+            asked, failed = from_layer(self, prompts)
+        else:
+            asked = from_arguments(
+                self, points=points, labels=labels, boxes=boxes, mask=mask, crs=crs
+            )
+        for prompt in asked[:1] if prompts is None else ():
+            pick_chip(self, prompt)  # a place without features is told before a model is loaded
+        return segment(
+            self,
+            decoder or self.decoder(checkpoint, device=device),
+            asked,
+            failed=failed,
+            multimask=multimask,
+            follow=follow,
+        )
+
     def read_object(self, chip: StoredChip) -> bytes:
         """A chip's feature file, checked against its sha256.
 
@@ -274,92 +395,3 @@ class FeatureItem:
         except GeosamStacError as error:
             error.at(item=self.item.id, chip=chip, href=href)
             raise
-
-
-def open_item(
-    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any],
-    *,
-    read_text: Callable[[str], str] = read_text,
-) -> pystac.Item:
-    """The Item of a feature Item's href, of the folder that it lies in, or as it is.
-
-    Raises
-    ------
-    DataError
-        There is none, or it is no STAC Item.
-    """
-    if isinstance(source, pystac.Item):
-        return source
-    if isinstance(source, Mapping):
-        from geosam_stac.sources import parse_item
-
-        return parse_item(dict(source), href=None)
-    href = os.fspath(source)
-    if _is_folder(href):
-        href = _item_in(href)
-    return read_item(href, read_text=read_text)
-
-
-def _is_folder(href: str) -> bool:
-    if href.lower().startswith(("http://", "https://")):
-        return href.endswith("/")
-    if hrefs.is_local(href):
-        return hrefs.to_local_path(href).is_dir()
-    return href != "-" and not href.endswith(".json")
-
-
-def _item_in(folder: str) -> str:
-    """The Item's JSON in a folder: of the folder's name; in one that was renamed, the only one."""
-    objects = ObjectFolder(folder)
-    key = f"{objects.url.rpartition('/')[2]}.json"
-    if objects.exists(key):
-        return objects.href(key)
-    others: list[str] = []
-    if not objects.is_http:
-        keys = (
-            sorted(path.name for path in Path(objects.url).glob("*.json"))
-            if objects.is_local
-            else Store(objects.url).keys("")
-        )
-        others = [name for name in keys if _may_be_item(name)]
-    if len(others) != 1:
-        raise DataError(
-            "there is no feature Item in this folder",
-            href=hrefs.unsigned(objects.url),
-            expected=f"{key}, as encode writes it",
-            got=f"{len(others)} documents that may be one" if others else None,
-            hint="Name the Item's JSON file",
-        )
-    return objects.href(others[0])
-
-
-def _may_be_item(name: str) -> bool:
-    return (
-        "/" not in name
-        and name.endswith(".json")
-        and name not in ("run.json", "catalog.json", "collection.json")
-    )
-
-
-def _place_of(asset_href: str, item_href: str, item_id: str) -> tuple[str, str]:
-    """Folder and name of an Item's table. Relative hrefs stay in the Item's own folder."""
-    try:
-        if "://" in asset_href or asset_href.startswith("/"):
-            where = asset_href
-            if hrefs.is_local(where) and item_href and not hrefs.is_local(item_href):
-                raise DataError(
-                    "an Item from elsewhere names a file of this machine",
-                    href=hrefs.unsigned(item_href),
-                    got=asset_href,
-                )
-        else:
-            if not item_href:
-                raise DataError(
-                    "the Item's own href is not known, and its tables are relative to it",
-                    hint="Open it by its href",
-                )
-            where = hrefs.absolute(confined(asset_href), item_href)
-    except DataError as error:
-        raise error.at(item=item_id) from None
-    folder, _, name = where.partition("?")[0].rpartition("/")
-    return folder, name

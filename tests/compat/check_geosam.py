@@ -333,14 +333,51 @@ def check_small(
     engine.close()
 
 
+def check_pulled(
+    report: Report,
+    model: Model,
+    folder: Path,
+    encoded: Path,
+    engine_of: Callable[[Path], FeatureQueryEngine],
+) -> None:
+    """What `geosam-stac pull` made of safetensors: opened and prompted as what encode wrote."""
+    name = model.name
+    manifest = gpd.read_parquet(folder / "manifest.parquet")
+    row = manifest.iloc[0]
+    report.same(name, "pulled: chips", len(manifest), 1)
+    report.same(
+        name, "pulled: feature_path is absolute", Path(row["feature_path"]).is_absolute(), True
+    )
+    report.same(
+        name, "pulled: it lies in the folder", folder in Path(row["feature_path"]).parents, True
+    )
+    report.same(name, "pulled: checkpoint base name", row["checkpoint_path"], model.checkpoint)
+    report.same(
+        name, "pulled: chips that geosam counts", describe_feature_source(folder).chip_count, 1
+    )
+    ours, reference = engine_of(folder), engine_of(encoded)
+    place = Place(transform=Affine(*json.loads(row["transform"])), crs=row["crs"])
+    for what, query in (
+        ("box", place.box(400, 300, 630, 470)),
+        ("points", place.points([(20, 20), (600, 440)], [1, 0])),
+    ):
+        mask = check_prompt(report, model, ours, f"pulled: {what}", query)
+        overlap = iou(mask, reference.query(query).mask_array)
+        report.at_least(
+            name, f"pulled: {what}, IoU with the folder that encode wrote", overlap, 1.0
+        )
+    ours.close()
+    reference.close()
+
+
 def check_model(report: Report, model: Model, item: Path, work: Path) -> None:
     """All checks of one model."""
     weights = work / "weights"
     folders: dict[str, Path] = {}
     with report.section(model.name, "folder"):
-        for run in ("plain", "swapped", "small"):
+        for run in ("plain", "swapped", "small", "pulled"):
             folders[run] = only_manifest_folder(work / "encoded" / model.name / run)
-    if len(folders) < 3:
+    if len(folders) < 4:
         return
 
     def engine_of(folder: Path) -> FeatureQueryEngine:
@@ -386,6 +423,8 @@ def check_model(report: Report, model: Model, item: Path, work: Path) -> None:
         check_refusals(report, model, folders["plain"], weights, place)
     with report.section(model.name, "small"):
         check_small(report, model, folders["small"], engine_of)
+    with report.section(model.name, "pulled"):
+        check_pulled(report, model, folders["pulled"], folders["small"], engine_of)
     with report.section(model.name, "features"):
         check_numbers(report, model, folders, theirs, engine_of, place)
 

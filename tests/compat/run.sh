@@ -48,16 +48,16 @@ fi
 echo "compat: random weights" >&2
 "$project_python" "$here/make_weights.py" "$work/weights" >&2
 
-# encode EXTENT NAME MODEL CHECKPOINT BANDS DTYPE
+# encode EXTENT NAME MODEL CHECKPOINT BANDS DTYPE [FORMAT]
 encode() {
-    local extent="$1" name="$2" model="$3" checkpoint="$4" bands="$5" dtype="$6"
+    local extent="$1" name="$2" model="$3" checkpoint="$4" bands="$5" dtype="$6" format="${7:-pt}"
     local -a bbox
     mapfile -t bbox < <("$project_python" "$here/scene.py" "$item" "$extent")
     [[ "${#bbox[@]}" -eq 2 ]] || { echo "compat: no bbox for $extent" >&2; exit 2; }
     echo "compat: geosam-stac encode, $model, $name" >&2
     "$geosam_stac" encode --item "$item" --bands "$bands" "${bbox[@]}" --stride 512 \
         --model "$model" --checkpoint "$work/weights/$checkpoint" --device cpu --precision fp32 \
-        --feature-dtype "$dtype" --out "$work/encoded/$model/$name" >&2
+        --feature-dtype "$dtype" --format "$format" --out "$work/encoded/$model/$name" >&2
 }
 
 # `plain` and `small` are what a labeller would have (the defaults: true colour, float16), from
@@ -71,6 +71,11 @@ for model in sam-vit-base sam2.1-hiera-tiny; do
     encode four plain "$model" "$upstream" red,green,blue float16
     encode small small "$model" "$upstream" red,green,blue float16
     encode four swapped "$model" "$plugin_name" blue,green,red float32
+    # The same chip as `small`, stored as safetensors: `pull` makes of it what the plugin opens.
+    encode small stored "$model" "$upstream" red,green,blue float16 safetensors
+    echo "compat: geosam-stac pull, $model" >&2
+    "$geosam_stac" pull "$(echo "$work/encoded/$model/stored"/*/)" \
+        --dest "$work/encoded/$model/pulled" >&2
 done
 
 # Ultralytics must neither phone home, nor download, nor install, nor write in the user's home.

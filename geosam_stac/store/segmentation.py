@@ -1,0 +1,287 @@
+"""What prompts came to: masks, scores, polygons; and the files that they are written to."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import antimeridian
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from pyproj import Geod, Transformer
+from shapely.geometry.polygon import orient
+
+from geosam_stac.errors import DataError, UsageError
+from geosam_stac.grid import crop
+from geosam_stac.item import COORDINATE_DIGITS
+from geosam_stac.storage import Store
+from geosam_stac.store.follow import ObjectMask
+from geosam_stac.store.pixels import polygons
+from geosam_stac.windows import union, within
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from geosam_stac.errors import GeosamStacError
+
+FORMATS = (".geojson", ".gpkg", ".parquet", ".tif")
+# Before a polygon is projected, or its area taken, its sides are cut to so many px: the side of a
+# 10 m pixel's polygon then stays within a millimetre of where it was.
+_SIDE_PX = 64
+_WGS84 = Geod(ellps="WGS84")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Masks of one or more objects of a scene.
+
+    `objects`: each with its mask on its own part of the scene's grid. `scene_geobox`: that grid.
+    `failed`: the user's id of an object -> why it has none. `item_id`, `model`: of the features.
+    """
+
+    item_id: str
+    model: str
+    scene_geobox: GeoBox
+    objects: tuple[ObjectMask, ...]
+    failed: Mapping[Hashable, GeosamStacError] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(M,): for each mask the IoU that the model expects, 0 to 1."""
+        return np.array([one.score for one in self.objects], dtype=np.float32)
+
+    @property
+    def geobox(self) -> GeoBox:
+        """The grid of `masks`: the part of the scene's that the prompted chips cover."""
+        return crop(self.scene_geobox, union([one.seen for one in self.objects]))
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(M, H, W), True on the object, on `geobox`. Of far apart objects this may be large."""
+        whole = union([one.seen for one in self.objects])
+        masks = np.zeros((len(self.objects), whole.height, whole.width), dtype=bool)
+        for mask, one in zip(masks, self.objects, strict=True):
+            mask[within(one.window, whole)] = one.mask
+        return masks
+
+    @property
+    def polygons(self) -> gpd.GeoDataFrame:
+        """`to_geodataframe()`: in the scene's CRS."""
+        return self.to_geodataframe()
+
+    def to_geodataframe(self, crs: str | None = None) -> gpd.GeoDataFrame:
+        """One row a mask; one that is empty has none.
+
+        Parameters
+        ----------
+        crs
+            Of the geometries; default: the scene's.
+
+        Returns
+        -------
+        geopandas.GeoDataFrame
+            `id`, `score`, `area_m2` (on the WGS84 ellipsoid, by geodesics between the outline's
+            points, holes taken out), `chips` (their ids, between commas), `complete` (False where
+            the object goes on beyond what could be followed), `geometry` (Polygon or
+            MultiPolygon along the pixels' edges, holes kept).
+        """
+        records = []
+        for one in self.objects:
+            shape = self._shape(one)
+            if not shape.is_empty:
+                records.append(
+                    {
+                        "id": one.id,
+                        "score": round(one.score, 6),
+                        "area_m2": round(area_m2(shape, self._crs, self._side), 3),
+                        "chips": ",".join(one.chips),
+                        "complete": one.complete,
+                        "geometry": shape,
+                    }
+                )
+        columns = ["id", "score", "area_m2", "chips", "complete", "geometry"]
+        frame = gpd.GeoDataFrame(
+            pd.DataFrame(records, columns=columns), geometry="geometry", crs=self._crs.proj
+        )
+        target = CRS(crs) if crs is not None else self._crs
+        if target != self._crs and len(frame):
+            frame["geometry"] = frame.geometry.segmentize(self._side)
+            frame = frame.to_crs(target.proj)
+            if target.geographic:
+                frame["geometry"] = [_split(shape) for shape in frame.geometry]
+        elif target != self._crs:
+            frame = frame.set_crs(target.proj, allow_override=True)
+        return frame
+
+    def to_geojson(self) -> str:
+        """A FeatureCollection in longitude and latitude, as RFC 7946 wants it."""
+        frame = self.to_geodataframe("EPSG:4326")
+        frame["geometry"] = [
+            shapely.transform(_wound(shape), lambda xy: np.round(xy, COORDINATE_DIGITS))
+            for shape in frame.geometry
+        ]
+        text: str = frame.to_json(drop_id=True, to_wgs84=True)
+        return text
+
+    def write(self, href: str, *, crs: str | None = None) -> str:
+        """Write it as its name's ending says; returns the absolute path or URL.
+
+        Parameters
+        ----------
+        href
+            .geojson (always longitude and latitude), .gpkg or .parquet: the polygons. .tif: the
+            masks, on the whole of the scene's grid; 1 on the object, a band each, and of more than
+            one object their numbers, from 1, in one band, where later ones lie upon earlier ones.
+        crs
+            Of a GeoPackage or GeoParquet; default: the scene's.
+
+        Raises
+        ------
+        UsageError
+            Another ending, or a CRS where the format has one of its own.
+        StorageError
+            It cannot be written.
+        """
+        suffix = check_format(href, crs)
+        folder, _, name = href.replace("\\", "/").rpartition("/")
+        store = Store(folder or ("/" if href.startswith("/") else "."))
+        with tempfile.TemporaryDirectory(prefix="geosam-stac-") as temporary:
+            path = Path(temporary) / f"masks{suffix}"
+            if suffix == ".geojson":
+                path.write_text(self.to_geojson(), encoding="utf-8")
+            elif suffix == ".gpkg":
+                self.to_geodataframe(crs).to_file(path, driver="GPKG", layer="masks")
+            elif suffix == ".parquet":
+                self.to_geodataframe(crs).to_parquet(path, index=False, compression="zstd")
+            else:
+                self._write_tif(path)
+            store.put(name, path.read_bytes())
+        return store.href(name)
+
+    @property
+    def _crs(self) -> CRS:
+        crs = self.scene_geobox.crs
+        assert crs is not None  # `ChipIndex` sees to it
+        return crs
+
+    @property
+    def _side(self) -> float:
+        affine = self.scene_geobox.affine
+        return float(_SIDE_PX * max(abs(affine.a) + abs(affine.d), abs(affine.b) + abs(affine.e)))
+
+    def _shape(self, one: ObjectMask) -> Any:
+        """A mask's outline in the scene's CRS."""
+        affine = crop(self.scene_geobox, one.window).affine
+
+        def placed(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+            x, y = xy[:, 0], xy[:, 1]
+            return np.column_stack(
+                [affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f]
+            )
+
+        parts = polygons(one.mask)
+        shape = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+        return shapely.transform(shape, placed)
+
+    def _write_tif(self, path: Path) -> None:
+        import rasterio
+        from rasterio.windows import Window as RasterWindow
+
+        height, width = self.scene_geobox.shape
+        numbered = len({one.id for one in self.objects}) > 1
+        if numbered and len(self.objects) > len({one.id for one in self.objects}):
+            raise UsageError(
+                "several masks of several objects cannot stand in one raster",
+                hint="Leave --multimask out, or write polygons",
+            )
+        with rasterio.open(
+            path,
+            "w+",
+            driver="GTiff",
+            height=height,
+            width=width,
+            count=1 if numbered else max(1, len(self.objects)),
+            dtype="uint32" if numbered else "uint8",
+            crs=self._crs.proj.to_wkt(),
+            transform=self.scene_geobox.affine,
+            tiled=True,
+            compress="deflate",
+            sparse_ok=True,
+        ) as raster:
+            for number, one in enumerate(self.objects, start=1):
+                band = 1 if numbered else number
+                place = RasterWindow(
+                    one.window.col_off, one.window.row_off, one.window.width, one.window.height
+                )
+                values = raster.read(band, window=place)
+                values[one.mask] = number if numbered else 1
+                raster.write(values, band, window=place)
+                if not numbered:
+                    raster.update_tags(band, score=f"{one.score:.6f}", chips=",".join(one.chips))
+            raster.update_tags(item=self.item_id, model=self.model)
+
+
+def check_format(href: str, crs: str | None) -> str:
+    """The ending of a file that masks can be written to.
+
+    Raises UsageError where it is another one, or a CRS is given where the format has its own.
+    """
+    suffix = next((end for end in FORMATS if href.lower().endswith(end)), None)
+    if href.lower().endswith(".tiff"):
+        suffix = ".tif"
+    if suffix is None:
+        raise UsageError(
+            "--out names no format that is known", expected=" or ".join(FORMATS), got=href
+        )
+    if crs is not None and suffix == ".tif":
+        raise UsageError(
+            "a GeoTIFF of masks is on the scene's own grid", hint="Leave --out-crs out"
+        )
+    if crs is not None and suffix == ".geojson" and CRS(crs) != CRS("EPSG:4326"):
+        raise UsageError(
+            "GeoJSON is in longitude and latitude, always (RFC 7946)",
+            hint="Write a .gpkg or .parquet for another CRS",
+        )
+    return suffix
+
+
+def area_m2(shape: Any, crs: CRS, side: float) -> float:
+    """Area in square metres on the WGS84 ellipsoid, by geodesics, of sides no longer than `side`.
+
+    A CRS's own square metres may be far from those on the ground: at 47 N Web Mercator's are
+    twice as large.
+    """
+    transformer = Transformer.from_crs(crs.proj, "OGC:CRS84", always_xy=True)
+
+    def to_lonlat(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack(transformer.transform(xy[:, 0], xy[:, 1]))
+
+    outline = shapely.transform(shapely.segmentize(shape, side), to_lonlat)
+    if not np.isfinite(shapely.get_coordinates(outline)).all():
+        raise DataError("a mask has no place on the Earth")
+    area, _ = _WGS84.geometry_area_perimeter(_wound(outline))
+    return abs(float(area))
+
+
+def _wound(shape: Any) -> Any:
+    """Outlines counter-clockwise, holes clockwise."""
+    parts = [orient(part, sign=1.0) for part in shapely.get_parts(shape)]
+    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+
+
+def _split(shape: Any) -> Any:
+    """In degrees, cut at the antimeridian."""
+    west, _, east, _ = shape.bounds
+    if east - west <= 180:
+        return shape
+    fixed = antimeridian.fix_multi_polygon(
+        shapely.MultiPolygon(list(shapely.get_parts(shape))), fix_winding=True
+    )
+    return fixed

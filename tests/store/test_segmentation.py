@@ -1,0 +1,187 @@
+"""Masks as polygons, areas and files."""
+
+from __future__ import annotations
+
+import json
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import rasterio.features
+import shapely
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from pyproj import Geod
+
+import geosam_stac as gs
+from geosam_stac.errors import UsageError
+from geosam_stac.store.follow import ObjectMask
+from geosam_stac.types import Window
+from tests.rasters import NORTH_UP
+
+UTM = GeoBox((128, 160), NORTH_UP, "EPSG:32614")
+
+
+def one(mask: np.ndarray, row: int, col: int, name: object = 1, score: float = 0.5) -> ObjectMask:
+    window = Window(row_off=row, col_off=col, height=mask.shape[0], width=mask.shape[1])
+    return ObjectMask(
+        id=name, mask=mask, window=window, seen=window, score=score, chips=("chip_000000",)
+    )
+
+
+def made(*objects: ObjectMask, geobox: GeoBox = UTM) -> gs.Segmentation:
+    return gs.Segmentation(item_id="item", model="model", scene_geobox=geobox, objects=objects)
+
+
+@pytest.fixture
+def ring() -> np.ndarray:
+    """12 x 12 px with a hole, and a pixel apart that touches a corner."""
+    mask = np.zeros((14, 14), dtype=bool)
+    mask[:12, :12] = True
+    mask[4:8, 4:8] = False
+    mask[12, 12] = True
+    return mask
+
+
+def test_polygons_follow_the_pixels(ring):
+    (row,) = made(one(ring, 10, 20)).polygons.itertuples()
+    assert (row.id, row.score, row.chips, row.complete) == (1, 0.5, "chip_000000", True)
+    transform = NORTH_UP @ Affine.translation(20, 10)
+    theirs = [
+        shapely.geometry.shape(geometry)
+        for geometry, _ in rasterio.features.shapes(
+            ring.astype("uint8"), mask=ring, transform=transform
+        )
+    ]
+    assert row.geometry.equals(shapely.MultiPolygon(theirs))
+    assert row.geometry.is_valid
+    assert row.geometry.geom_type == "MultiPolygon"
+    assert [len(part.interiors) for part in row.geometry.geoms].count(1) == 1
+    assert row.geometry.area == ring.sum() * 100
+    back = rasterio.features.rasterize([row.geometry], ring.shape, transform=transform)
+    np.testing.assert_array_equal(back == 1, ring)
+
+
+def test_area_is_of_the_ground(ring):
+    """UTM's square metres on the central meridian are 0.9996 ** 2 of those on the ellipsoid."""
+    frame = made(one(ring, 10, 0)).polygons
+    assert frame.area_m2[0] == pytest.approx(ring.sum() * 100 / 0.9996**2, rel=1e-5)
+
+
+def test_area_in_web_mercator():
+    """At 47 N a square of Web Mercator is less than half of its own square metres."""
+    mercator = GeoBox((100, 100), Affine(10, 0, -11e6, 0, -10, 5.942e6), "EPSG:3857")
+    frame = made(one(np.ones((100, 100), bool), 0, 0), geobox=mercator).polygons
+    corners = frame.to_crs("EPSG:4326").geometry[0]
+    west, south, east, north = corners.bounds
+    # Along meridians and parallels: cut into many, so that geodesics follow the parallel.
+    expected = abs(Geod(ellps="WGS84").geometry_area_perimeter(
+        shapely.box(west, south, east, north).segmentize(1e-4)
+    )[0])  # fmt: skip
+    assert frame.area_m2[0] == pytest.approx(expected, rel=1e-6)
+    assert 0.46 < frame.area_m2[0] / 1e6 < 0.48
+
+
+def test_another_crs_keeps_the_place(ring):
+    found = made(one(ring, 10, 20))
+    own = found.polygons.geometry[0]
+    for crs in ("EPSG:4326", "EPSG:3857", "EPSG:5070"):
+        frame = found.to_geodataframe(crs)
+        assert frame.crs == crs
+        back = frame.to_crs("EPSG:32614").geometry[0]
+        assert shapely.hausdorff_distance(back, own) < 1e-3
+        assert frame.area_m2[0] == found.polygons.area_m2[0]
+
+
+def test_long_sides_stay_where_they_are():
+    """100 km in one straight side: its middle is 130 m off a straight line in degrees."""
+    wide = GeoBox((100, 10_000), NORTH_UP, "EPSG:32614")
+    found = made(one(np.ones((100, 10_000), bool), 0, 0), geobox=wide)
+    back = found.to_geodataframe("EPSG:4326").to_crs("EPSG:32614").segmentize(50).geometry[0]
+    assert shapely.hausdorff_distance(back.boundary, found.polygons.geometry[0].boundary) < 5
+
+
+def test_geojson(ring):
+    document = json.loads(made(one(ring, 10, 20, name="field 7")).to_geojson())
+    assert "crs" not in document
+    (feature,) = document["features"]
+    assert feature["properties"]["id"] == "field 7"
+    for polygon in feature["geometry"]["coordinates"]:
+        for number, line in enumerate(polygon):
+            assert shapely.LinearRing(line).is_ccw == (number == 0)
+            lons, lats = np.transpose(line)
+            assert (np.abs(lons + 99) < 0.01).all() and (np.abs(lats - 46.95) < 0.01).all()
+            assert all(value == round(value, 7) for value in (*lons, *lats))
+
+
+def test_across_the_antimeridian():
+    edge = GeoBox((10, 400), Affine(100, 0, 483_000, 0, -100, 0), "EPSG:32660")
+    across = GeoBox((10, 4000), Affine(100, 0, 700_000, 0, -100, 1_000_000), "EPSG:32660")
+    plain = json.loads(made(one(np.ones((10, 400), bool), 0, 0), geobox=edge).to_geojson())
+    assert plain["features"][0]["geometry"]["type"] == "Polygon"
+    cut = json.loads(made(one(np.ones((10, 4000), bool), 0, 0), geobox=across).to_geojson())
+    parts = cut["features"][0]["geometry"]["coordinates"]
+    assert len(parts) == 2
+    lons = [np.array(part[0])[:, 0] for part in parts]
+    west, east = sorted(lons, key=lambda values: float(values.min()))
+    assert (west.min(), east.max()) == (-180, 180)
+    assert west.max() < -177 and east.min() > 178
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
+@pytest.mark.parametrize("crs", [None, "EPSG:3857"])
+def test_tables(ring, tmp_path, suffix, crs):
+    found = made(one(ring, 10, 20, name=3), one(ring, 60, 70, name=4, score=0.25))
+    href = found.write(str(tmp_path / f"out.{suffix}"), crs=crs)
+    read = geopandas.read_file if suffix == "gpkg" else geopandas.read_parquet
+    frame = read(href)
+    assert frame.crs == (crs or "EPSG:32614")
+    assert list(frame["id"]) == [3, 4]
+    assert list(frame.score) == [0.5, 0.25]
+    expected = found.to_geodataframe(crs)
+    for ours, theirs in zip(frame.geometry, expected.geometry, strict=True):
+        assert ours.equals(theirs)
+
+
+def test_a_raster_of_one_object(ring, tmp_path):
+    first, second = one(ring, 10, 20, score=0.75), one(ring[:5], 30, 20, score=0.5)
+    with rasterio.open(made(first, second).write(str(tmp_path / "out.tif"))) as raster:
+        assert (raster.count, raster.dtypes[0]) == (2, "uint8")
+        assert raster.transform == NORTH_UP
+        assert raster.crs.to_epsg() == 32614
+        bands = raster.read()
+        assert bands.shape == (2, 128, 160)
+        np.testing.assert_array_equal(bands[0, 10:24, 20:34] == 1, ring)
+        assert bands[0].sum() == ring.sum()
+        np.testing.assert_array_equal(bands[1, 30:35, 20:34] == 1, ring[:5])
+        assert raster.tags(1)["score"] == "0.750000"
+        assert raster.tags()["item"] == "item"
+
+
+def test_a_raster_of_many(ring, tmp_path):
+    objects = one(ring, 10, 20, name="a"), one(ring, 10, 28, name="b")
+    with rasterio.open(made(*objects).write(str(tmp_path / "out.tiff"))) as raster:
+        band = raster.read(1)
+        assert raster.count == 1
+    np.testing.assert_array_equal(band[10:24, 28:42] == 2, ring)
+    assert (band == 1).sum() == ring.sum() - (ring[:, 8:] & ring[:, :6]).sum()
+    with pytest.raises(UsageError, match="several masks of several objects"):
+        made(*objects, objects[0]).write(str(tmp_path / "out.tif"))
+
+
+def test_nothing_found(tmp_path):
+    found = made(one(np.zeros((1, 1), bool), 0, 0))
+    assert len(found.polygons) == 0
+    assert json.loads(found.to_geojson())["features"] == []
+    assert len(geopandas.read_parquet(found.write(str(tmp_path / "out.parquet")))) == 0
+
+
+def test_what_cannot_be_written(ring, tmp_path):
+    found = made(one(ring, 0, 0))
+    with pytest.raises(UsageError, match="names no format"):
+        found.write(str(tmp_path / "out.shp"))
+    with pytest.raises(UsageError, match="always"):
+        found.write(str(tmp_path / "out.geojson"), crs="EPSG:3857")
+    with pytest.raises(UsageError, match="own grid"):
+        found.write(str(tmp_path / "out.tif"), crs="EPSG:3857")
