@@ -173,7 +173,7 @@ def build_item(
         "type": feature_type,
         "roles": ["data", "features"],
     }
-    item.stac_extensions = _used_extensions(item)
+    item.stac_extensions = used_extensions(item)
     return item
 
 
@@ -386,7 +386,8 @@ def _add_assets(
         )
 
 
-def _used_extensions(item: pystac.Item) -> list[str]:
+def used_extensions(item: pystac.Item) -> list[str]:
+    """Schemas of the extensions whose fields an Item of ours has, sorted."""
     names = set(item.properties)
     for asset in item.assets.values():
         names |= set(asset.extra_fields)

@@ -40,6 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("catalog",),
     ("store",),
+    ("preview",),
+    ("report",),
     ("scale",),
     ("api", "cli"),
     ("__main__",),

@@ -38,6 +38,7 @@ def app() -> typer.Typer:
         jobs,
         models,
         plan,
+        preview,
         publish,
         pull,
         search,
@@ -73,6 +74,7 @@ def app() -> typer.Typer:
     root.command("doctor")(doctor.doctor)
     root.command("pull")(pull.pull)
     root.command("segment", epilog=segment.EPILOG)(segment.segment)
+    root.command("preview")(preview.preview)
     root.command("search", epilog=search.EPILOG)(search.search)
     root.command("publish")(publish.publish)
     root.add_typer(catalog.app, name="catalog")

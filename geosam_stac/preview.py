@@ -1,0 +1,207 @@
+"""A scene's embeddings as a picture: colours fitted once, a COG on the scene's grid, a PNG.
+
+Features are read twice, a chip at a time: a sample for the colours, then all in their order. What
+is held is one row of chips in three planes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pystac
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from PIL import Image
+from pystac.utils import datetime_to_str
+from rasterio.windows import Window as RasterWindow
+
+from geosam_stac import item as items
+from geosam_stac import mosaic, pca
+from geosam_stac.errors import DataError
+from geosam_stac.features import IMAGE_EMBED
+from geosam_stac.storage import Store
+from geosam_stac.store import FeatureItem, StoredChip
+from geosam_stac.types import Window
+
+OVERVIEW, COLOURS = "overview", "pca"
+OVERVIEW_NAME, COLOURS_NAME = "overview.tif", "pca.json"
+FIT_CHIPS = 64
+"""Chips whose vectors the colours are fitted to: of a SAM 2 scene 0.5 GB are read."""
+FIT_VECTORS = 512
+NODATA = 0
+PNG_LEAST_PX, PNG_MOST_PX = 1024, 4096
+_COG_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
+
+
+def projection(features: FeatureItem, *, refit: bool = False, seed: int = 0) -> pca.Projection:
+    """The colours of a scene: those that are stored beside its Item, else fitted.
+
+    Parameters
+    ----------
+    features
+        The scene.
+    refit
+        Fit them again, whatever is stored.
+    seed
+        Of the sample of chips and vectors.
+
+    Raises
+    ------
+    DataError
+        The scene has no chip with a feature, or a file is not the one that was written.
+    """
+    stored = features.item.assets.get(COLOURS)
+    if stored is not None and not refit:
+        return pca.Projection.from_json(features.read_key(stored.href))
+    rows = np.arange(len(features.manifest))
+    if len(rows) > FIT_CHIPS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, FIT_CHIPS, replace=False))
+    samples = []
+    for row in rows:
+        chip = features.chip_of_row(int(row))
+        content = mosaic.content_of(_embedding(chip), _cells(features, chip))
+        samples.append(pca.sample(content, name=chip.id, count=FIT_VECTORS, seed=seed))
+    if not samples:
+        raise DataError("the scene has no chip with a feature", item=features.item.id)
+    return pca.fit(np.concatenate(samples))
+
+
+def cog(features: FeatureItem, colours: pca.Projection, path: Path) -> None:
+    """Write the picture as a COG: three bands of uint8, 0 is nodata, a pixel a cell.
+
+    Its grid has the scene's CRS and origin, and ends within half a pixel of the scene's ends.
+    Areas that no chip with a feature covers are nodata.
+    """
+    first = next(features.chips(), None)
+    if first is None:
+        raise DataError("the scene has no chip with a feature", item=features.item.id)
+    cells = _cells(features, first)
+    height, width = cells.shape
+    with tempfile.TemporaryDirectory(prefix="geosam-stac-") as folder:
+        # The COG driver writes a whole file at once; strips go to a plain one first.
+        plain = Path(folder) / "strips.tif"
+        with rasterio.open(
+            plain,
+            "w",
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=3,
+            dtype="uint8",
+            nodata=NODATA,
+            crs=features.crs.to_wkt(),
+            transform=cells.geobox.affine,
+            photometric="RGB",
+            BIGTIFF="IF_SAFER",
+        ) as dataset:
+            for row, values, covered in mosaic.blend(cells, _coloured(features, cells, colours)):
+                pixels = np.where(covered, pca.to_rgb8(values), np.uint8(NODATA))
+                dataset.write(pixels, window=RasterWindow(0, row, width, pixels.shape[1]))
+        rasterio.shutil.copy(
+            plain, path, driver="COG", COMPRESS="DEFLATE", RESAMPLING="AVERAGE", NUM_THREADS="1"
+        )
+
+
+def png(path: Path) -> bytes:
+    """The COG as a PNG, transparent where it has no data.
+
+    Small ones are enlarged by a whole factor to about 1024 px, large ones reduced to 4096 px.
+    """
+    with rasterio.open(path) as dataset:
+        longer = max(dataset.shape)
+        shrink = max(1, -(-longer // PNG_MOST_PX))
+        shape = tuple(-(-size // shrink) for size in dataset.shape)
+        pixels = dataset.read(out_shape=(3, *shape))
+        alpha = dataset.dataset_mask(out_shape=shape)
+    image = Image.fromarray(np.dstack([*pixels, alpha]))
+    factor = max(1, round(PNG_LEAST_PX / max(image.size)))
+    if factor > 1:
+        size = (image.width * factor, image.height * factor)
+        # Colour and transparency apart: nodata's black must not run into the edge of the data.
+        colour = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        colour.putalpha(image.getchannel("A").resize(size, Image.Resampling.NEAREST))
+        image = colour
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def attach(features: FeatureItem, colours: pca.Projection, picture: bytes) -> pystac.Item:
+    """Write the COG and its colours into the Item's folder, and the Item anew with both as assets.
+
+    The Item is written last and whole; a reader sees it with both, or as it was.
+
+    Returns
+    -------
+    pystac.Item
+        As it is written.
+
+    Raises
+    ------
+    StorageError, TemporaryError, ConfigurationError
+        The folder cannot be written.
+    """
+    folder, _, name = features.href.rpartition("/")
+    store = Store(folder)
+    # Without an href: pystac would write the self link anew, as plain JSON.
+    item = pystac.Item.from_dict(json.loads(store.get(name)), preserve_dict=False)
+    with rasterio.MemoryFile(picture) as memory, memory.open() as dataset:
+        grid = {
+            "proj:shape": list(dataset.shape),
+            "proj:transform": list(dataset.transform)[:6],
+            "data_type": "uint8",
+            "nodata": NODATA,
+        }
+    document = colours.to_json()
+    for key, file, data, title, media_type, roles, fields in (
+        (COLOURS, COLOURS_NAME, document, "Colours of the overview", "application/json",
+         ["metadata"], {}),
+        (OVERVIEW, OVERVIEW_NAME, picture, "Embeddings as a picture (PCA)", _COG_TYPE,
+         ["overview", "visual"], grid),
+    ):  # fmt: skip
+        store.put(file, data)
+        facts = {
+            "file:size": len(data),
+            "file:checksum": items.SHA256_MULTIHASH + hashlib.sha256(data).hexdigest(),
+        }
+        asset = pystac.Asset(
+            f"./{file}", title=title, media_type=media_type, roles=roles,
+            extra_fields={**facts, **fields},
+        )  # fmt: skip
+        item.add_asset(key, asset)
+    item.properties["updated"] = datetime_to_str(datetime.now(UTC))
+    item.stac_extensions = sorted({*item.stac_extensions, *items.used_extensions(item)})
+    store.put(name, items.to_bytes(item))
+    return item
+
+
+def _embedding(chip: StoredChip) -> NDArray[np.generic]:
+    tensors = chip.tensors
+    if IMAGE_EMBED not in tensors:
+        raise DataError(
+            f"the chip has no tensor {IMAGE_EMBED}", chip=chip.id, got=", ".join(tensors)
+        )
+    return tensors[IMAGE_EMBED]
+
+
+def _cells(features: FeatureItem, chip: StoredChip) -> mosaic.Cells:
+    step = chip.input_px / _embedding(chip).shape[-1]
+    height, width = chip.geobox.shape
+    return mosaic.make_cells(
+        features.geobox, (height, width), content_px=chip.content_px, stride_px=step
+    )
+
+
+def _coloured(
+    features: FeatureItem, cells: mosaic.Cells, colours: pca.Projection
+) -> Iterator[tuple[Window, mosaic.FloatArray]]:
+    for chip in features.chips():
+        yield chip.window, colours.colours(mosaic.content_of(_embedding(chip), cells))
