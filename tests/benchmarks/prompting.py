@@ -1,7 +1,7 @@
 """How soon a prompt on cached features is answered on a CPU, as a table.
 
-    python tests/benchmarks/prompting.py                    SAM ViT-B and SAM 2.1 tiny
-    python tests/benchmarks/prompting.py --model sam2.1-hiera-large
+    python -m tests.benchmarks.prompting                    SAM ViT-B and SAM 2.1 tiny
+    python -m tests.benchmarks.prompting --model sam2.1-hiera-large
 
 Encodes one chip of a generated picture with random weights to a folder, then opens it anew, as a
 user would: Item and manifest, decoder, the first click, and more clicks in the same chip. Times do
