@@ -20,7 +20,7 @@ from urllib3.exceptions import HTTPError
 from geosam_stac.crew import Channel, Crew
 from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError, TemporaryError
 from geosam_stac.events import Notice, Sink, ignore
-from geosam_stac.sources.items import http_session
+from geosam_stac.sources.http import http_session
 from geosam_stac.storage import read_chunks
 from geosam_stac.types import Access, PlainAccess, Scene
 

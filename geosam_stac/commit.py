@@ -49,6 +49,7 @@ class Outcome:
     bytes_read: int
     seconds: Mapping[str, float]
     busy: Mapping[str, float]
+    retries: Mapping[str, int]
 
 
 def read_commit(store: Store, layout: Layout, scene: Scene) -> pystac.Item | None:
@@ -176,6 +177,7 @@ def _run_document(outcome: Outcome, created: datetime) -> bytes:
             "seconds": dict(outcome.seconds),
             "busy": {name: round(value, 3) for name, value in outcome.busy.items()},
             "bytes_read": outcome.bytes_read,
+            "retries": dict(outcome.retries),
         },
         sources=session.config_sources,
         created=created,

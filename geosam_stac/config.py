@@ -28,6 +28,7 @@ FORMATS = ("pt", "safetensors")
 LEVELS = ("all", "embedding")
 # A batch of one, a block and a tile on their way.
 LEAST_MEMORY_GB = 0.2
+MAX_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +239,14 @@ class EncodeConfig:
         "GB for pixels and features on their way; the program and the model come on top.",
         panel="Run",
     )
+    timeout: float = option(
+        60.0, "Seconds without an answer after which a request is given up.", panel="Run"
+    )
+    retry_deadline: float = option(
+        120.0,
+        "Seconds that a read, a write or a request is tried again for when it fails; 0: once only.",
+        panel="Run",
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -291,6 +300,18 @@ class EncodeConfig:
                 "--bands takes 1 to 3 band names in RGB order", got=",".join(self.bands) or "none"
             )
 
+    def _check_seconds(self) -> None:
+        for flag, seconds, least in (
+            ("--timeout", self.timeout, 0.1),
+            ("--retry-deadline", self.retry_deadline, 0.0),
+        ):
+            if not least <= seconds <= MAX_SECONDS:
+                raise UsageError(
+                    f"{flag} is out of range",
+                    expected=f"{least:g} to {MAX_SECONDS:g} seconds",
+                    got=f"{seconds:g}",
+                )
+
     def _check_numbers(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise UsageError("--stride must be at least 1 px", got=str(self.stride))
@@ -314,6 +335,7 @@ class EncodeConfig:
                 expected=f"at least {LEAST_MEMORY_GB:g} GB",
                 got=f"{self.max_memory:g}",
             )
+        self._check_seconds()
         if self.max_chips < 1:
             raise UsageError("--max-chips must be at least 1", got=str(self.max_chips))
         if self.bbox is not None:

@@ -25,13 +25,14 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 from rasterio.errors import RasterioError
 
-from geosam_stac.errors import DataError, ForbiddenError, TemporaryError
+from geosam_stac.errors import DataError
 from geosam_stac.grid import crop
 from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles
 from geosam_stac.radiometry import band_valid
 from geosam_stac.raster_errors import read_error
+from geosam_stac.retry import Retries
 from geosam_stac.source_tiles import SourceTiles
-from geosam_stac.types import GDAL_SETTINGS, Access, Band, Member, PlainAccess, Scene, Window
+from geosam_stac.types import Access, Band, Member, PlainAccess, Scene, Window, gdal_settings
 from geosam_stac.warp import (
     inside_of,
     is_aligned,
@@ -68,6 +69,8 @@ class CubeReader:
     access
         How the assets of each of the scene's Items are opened: signatures, GDAL options. Default:
         as they are.
+    retries
+        How reads that fail are tried again.
     tile_area_px
         About how many pixels are read at once.
 
@@ -85,9 +88,11 @@ class CubeReader:
         *,
         resampling: str,
         access: Callable[[pystac.Item], Access] | None = None,
+        retries: Retries | None = None,
         tile_area_px: int = TILE_AREA_PX,
     ) -> None:
         self.scene = scene
+        again = retries or Retries()
         self._files = KeptFiles()
         self._tile_area_px = tile_area_px
         self._tiling: Tiling | None = None
@@ -101,7 +106,7 @@ class CubeReader:
                 scene,
                 member,
                 resampling,
-                _Opening(access=its, files=self._files, tile_area_px=tile_area_px),
+                _Opening(access=its, files=self._files, retries=again, tile_area_px=tile_area_px),
             )
             for member, its in zip(members, opened, strict=True)
         ]
@@ -205,6 +210,7 @@ class _Opening:
 
     access: Access
     files: KeptFiles
+    retries: Retries
     tile_area_px: int
 
 
@@ -285,6 +291,7 @@ class _Group:
         self.tiles = SourceTiles(self._load, self.tiling)
         self.bytes_read = 0
         self._files = opening.files
+        self._retries = opening.retries
         self._tile_area_px = opening.tile_area_px
         self._tiling: Tiling | None = None
         self._parts: dict[GeoBox, Window | None] = {}
@@ -296,7 +303,7 @@ class _Group:
             if self._tiling is None:
                 height, width = self.grid.shape
                 shape = (height, width)
-                block = _renewing(self.sources[:1], self._block_shape)
+                block = self._tried(self.sources[:1], self._block_shape)
                 tile = tile_shape(block, shape, area_px=self._tile_area_px)
                 self._tiling = Tiling(shape=shape, tile=tile)
             return self._tiling
@@ -368,13 +375,13 @@ class _Group:
             return None
         return Window(row_off=top, col_off=left, height=bottom - top, width=right - left)
 
-    def _block_shape(self) -> tuple[int, int]:
+    def _block_shape(self, settings: dict[str, str], fresh: bool) -> tuple[int, int]:
         source = self.sources[0]
         options = source.access.options(source.band.source_href)
         uri = source.access.sign(source.band.source_href)
-        with rasterio.Env(**GDAL_SETTINGS, **GDAL_CACHE, **options):
+        with rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
             try:
-                with self._files.open(uri) as dataset:
+                with self._files.open(uri, fresh=fresh) as dataset:
                     # Overviews are taken to have the same; if not, blocks are cut, no more.
                     height, width = dataset.block_shapes[source.band.index - 1]
                     return height, width
@@ -383,12 +390,29 @@ class _Group:
 
     def _load(self, window: Window) -> NDArray[Any]:
         """(n, h, w) pixels of a window of the grid."""
-        pixels = _renewing(self.sources, lambda: self._load_once(window))
+        pixels = self._tried(
+            self.sources, lambda settings, fresh: self._load_once(window, settings, fresh)
+        )
         with self._lock:
             self.bytes_read += pixels.nbytes
         return pixels
 
-    def _load_once(self, window: Window) -> NDArray[Any]:
+    def _tried(self, sources: list[_Source], do: Callable[[dict[str, str], bool], T]) -> T:
+        """Do a read, with GDAL's settings, until it succeeds; tried again, everything is fresh."""
+        retries = self._retries
+
+        def once(tries: int) -> T:
+            fresh = tries > 0
+            return do(gdal_settings(retries.policy.timeout_s, fresh=fresh), fresh)
+
+        def renew() -> bool:
+            # All are asked, not only the first: several containers may have expired.
+            renewed = [source.access.renew(source.band.source_href) for source in sources]
+            return any(renewed)
+
+        return retries.run("read", once, renew=renew)
+
+    def _load_once(self, window: Window, settings: dict[str, str], fresh: bool) -> NDArray[Any]:
         sources = self.sources
         item, names = _load_item(self.scene, sources)
         hrefs = {asset.href: asset.extra_fields[UNSIGNED] for asset in item.assets.values()}
@@ -399,10 +423,10 @@ class _Group:
             bands.setdefault(item.assets[key].href, []).append(int(number))
         geobox = self.grid[slices(window)]
         driver = KeptDriver(
-            self._files, bands, window=window, geobox=geobox, level=sources[0].level
+            self._files, bands, window=window, geobox=geobox, level=sources[0].level, fresh=fresh
         )
         resampling = sources[0].resampling
-        with rasterio.Env(**GDAL_SETTINGS, **GDAL_CACHE, **options):
+        with rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
             try:
                 cube = odc.stac.load(
                     [item],
@@ -416,19 +440,6 @@ class _Group:
                 href = ", ".join(dict.fromkeys(named or hrefs.values()))
                 raise read_error(error, item=self.scene.id, href=href) from error
         return np.stack([cube[name].values[0] for name in names])
-
-
-def _renewing(sources: list[_Source], do: Callable[[], T]) -> T:
-    """Do a read. One that is forbidden is tried once more with a new signature, if there is one."""
-    try:
-        return do()
-    except (ForbiddenError, TemporaryError):
-        # Of a 403 in mid-read GDAL tells only "got 0 bytes": any failure may be one.
-        # All are asked, not only the first: several containers may have expired.
-        renewed = [source.access.renew(source.band.source_href) for source in sources]
-        if not any(renewed):
-            raise
-        return do()
 
 
 def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[str]]:

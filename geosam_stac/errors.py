@@ -29,6 +29,10 @@ class GeosamStacError(Exception):
 
     exit_code: int = EXIT_DEFECT
     retryable: bool = False
+    # A new signature may help, where one can be had.
+    may_renew: bool = False
+    # What the server asked for before another try, in seconds.
+    retry_after_s: float | None = None
 
     def __init__(
         self,
@@ -50,7 +54,8 @@ class GeosamStacError(Exception):
         self.got = got
         self.hint = hint
 
-    def __str__(self) -> str:
+    def brief(self) -> str:
+        """What and where, expected and got: all but the next step."""
         where = ", ".join(
             f"{label} {value}"
             for label, value in (("item", self.item), ("href", self.href), ("chip", self.chip))
@@ -61,7 +66,10 @@ class GeosamStacError(Exception):
             text += f"; expected {self.expected}"
         if self.got is not None:
             text += f"; got {self.got}"
-        text += "."
+        return text
+
+    def __str__(self) -> str:
+        text = self.brief() + "."
         if self.hint is not None:
             text += f" {self.hint}" + ("" if self.hint.endswith((".", "?", "!")) else ".")
         return text
@@ -102,6 +110,12 @@ class DataError(GeosamStacError):
 
 class ForbiddenError(DataError):
     """The store refuses to hand the asset out: a new signature may help, another try does not."""
+
+    may_renew = True
+
+
+class WrongContentError(DataError):
+    """Something else came than was asked for: perhaps an error page. A few more tries tell."""
 
 
 class StorageError(GeosamStacError):

@@ -73,7 +73,7 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     grid = chip_grid(scene, config, session.entry)
     for notice in scene.notices:
         session.sink(Notice(message=notice))
-    store = Store(config.out)
+    store = Store(config.out, retries=session.retries)
     sha256 = session.weights.sha256 or session.encoder.spec.weights_sha256
     digest = config.digest(
         model=session.entry.name,
@@ -138,6 +138,7 @@ def _finished(
         bytes_written=0,
         seconds=dict.fromkeys((*STAGES, "total"), 0.0),
         busy=dict.fromkeys(STAGES, 0.0),
+        retries=session.retries.take(),
     )
 
 
@@ -175,6 +176,7 @@ class _SceneRun:
             resampling=config.resampling,
             access=session.access,
             tile_area_px=self.budget.tile_area_px,
+            retries=session.retries,
         )
         self.reading = Reading(self.cube, self.blocks, self.budget, self.stages["read"])
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
@@ -205,6 +207,7 @@ class _SceneRun:
             raise
         finally:
             self.cube.close()
+            self.session.retries.stop = threading.Event()  # of this run no longer
         item, size = commit(
             Outcome(
                 scene=self.scene,
@@ -221,6 +224,7 @@ class _SceneRun:
                 bytes_read=self.cube.bytes_read,
                 seconds=self._seconds(started),
                 busy=self.stages.busy(),
+                retries=self.session.retries.counts(),
             ),
             self.store,
         )
@@ -239,6 +243,7 @@ class _SceneRun:
             bytes_written=self.bytes_written,
             seconds=self._seconds(started),
             busy=self.stages.busy(),
+            retries=self.session.retries.take(),
         )
 
     def _seconds(self, started: float) -> dict[str, float]:
@@ -311,6 +316,7 @@ class _SceneRun:
 
     def _stream(self, limits: tuple[float, float] | None) -> None:
         crew = Crew()
+        self.session.retries.stop = crew.stop
         chips: Channel[Chip] = Channel(self.budget.chips_queue, crew.stop)
         features: Channel[tuple[Features, float]] = Channel(self.budget.features_queue, crew.stop)
         at_work = itertools.count(1)

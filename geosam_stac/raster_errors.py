@@ -10,13 +10,18 @@ from geosam_stac.errors import (
     ForbiddenError,
     GeosamStacError,
     TemporaryError,
+    WrongContentError,
 )
 from geosam_stac.hrefs import is_local, unsigned
 
 # Codes are looked for where GDAL writes them: a file name may well hold "403" (20240403).
-_HTTP_CODE = re.compile(r"http (?:response|error) code[^:]*:\s*(\d{3})", re.IGNORECASE)
+_HTTP_CODE = re.compile(
+    r"http (?:response|error) code[^:]*:\s*(\d{3})|^(\d{3}): range downloading", re.IGNORECASE
+)
 _FORBIDDEN = ("access denied", "accessdenied", "permission denied")
 _GONE = ("no such file", "does not exist", "nosuchkey", "nosuchbucket")
+# What GDAL says of a file whose server has hung up, as of one that is not there.
+_NO_FILE = "does not exist in the file system"
 _NO_RASTER = ("not recognized as", "not a supported", "range downloading not supported")
 # As "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not defined".
 _NO_CREDENTIALS = ("configuration options not defined", "configuration option not defined")
@@ -34,12 +39,13 @@ def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamSt
 
     Returns
     -------
-    ConfigurationError (no credentials), DataError (gone for good) or TemporaryError.
+    ConfigurationError (no credentials), DataError (gone for good), WrongContentError (perhaps an
+    error page) or TemporaryError.
     """
     text = _all_text(error)
     low = text.lower()
     code = _HTTP_CODE.search(text)
-    status = int(code[1]) if code else None
+    status = int(code[1] or code[2]) if code else None
     kind: type[GeosamStacError] = DataError
     if any(words in low for words in _NO_CREDENTIALS):
         kind, message = ConfigurationError, "there are no credentials to read the asset"
@@ -47,10 +53,15 @@ def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamSt
     elif status in (401, 403) or any(words in low for words in _FORBIDDEN):
         kind, message = ForbiddenError, "the asset may not be read"
         hint = "The store asks for credentials or a signature"
+    elif _NO_FILE in low and status is None and not is_local(href):
+        kind, message = WrongContentError, "the asset is not there"
+        hint = "Check the asset's href in the Item, and the network"
     elif status in (404, 410) or any(words in low for words in _GONE):
         message, hint = "the asset is not there", "Check the asset's href in the Item"
-    elif any(words in low for words in _NO_RASTER):
+    elif status is None and any(words in low for words in _NO_RASTER):
         message, hint = "the asset is no raster that GDAL can read", "Check the asset's href"
+        # From afar it may be an error page, or what came before the connection broke.
+        kind = DataError if is_local(href) else WrongContentError
     elif status is not None and 400 <= status < 500 and status not in (408, 425, 429):
         message, hint = "the server refuses the asset", "Check the asset's href in the Item"
     elif status is None and is_local(href):

@@ -29,6 +29,7 @@ from geosam_stac.errors import (
 )
 from geosam_stac.events import BatchHalved, Notice, Sink, ignore
 from geosam_stac.planning import Plan, make_plan
+from geosam_stac.retry import Retries, RetryPolicy
 from geosam_stac.sources import open_scene, parse_item, read_item
 from geosam_stac.sources.access import with_alternate
 from geosam_stac.sources.groups import Group
@@ -87,6 +88,7 @@ class Session:
         self.profile = profile
         self.access = access or _plain
         self.sink = sink
+        self.retries = Retries(RetryPolicy.of(config), sink=sink)
         self.cache_dir = cache_dir
         self._token = token
         self.config_sources: Mapping[str, str] = {}
@@ -132,6 +134,7 @@ class Session:
                 cache_dir=self.cache_dir,
                 sink=self.sink,
                 token=self._token,
+                retries=self.retries,
             )
             if self._weights.seed is not None:
                 self.sink(
@@ -179,7 +182,7 @@ class Session:
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
         if isinstance(source, str):
-            source = read_item(source, read_text=read_text)
+            source = read_item(source, read_text=self._read_text, retries=self.retries)
         elif not isinstance(source, pystac.Item | Group):
             source = parse_item(source, href=None)
         if isinstance(source, Group):
@@ -193,7 +196,11 @@ class Session:
             self.in_force(first),
             read_headers=read_headers,
             access=self.access,
+            retries=self.retries,
         )
+
+    def _read_text(self, href: str) -> str:
+        return read_text(href, retries=self.retries)
 
     def _alternate(self, item: pystac.Item) -> pystac.Item:
         """The Item with the hrefs that the profile the user named reads by."""

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.registry import known_implementations
 
 from geosam_stac import hrefs
-from geosam_stac.errors import ConfigurationError, DataError, StorageError
+from geosam_stac.errors import ConfigurationError, DataError, StorageError, TemporaryError
+from geosam_stac.retry import Retries, RetryPolicy
 from geosam_stac.storage_errors import translated
+
+T = TypeVar("T")
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://(.*)$", re.DOTALL)
 _PROBE_KEY = ".geosam-stac-probe"
@@ -35,6 +40,8 @@ _READ_ONLY = frozenset({"http", "https", "ftp", "zip", "tar", "github", "data", 
 class Store:
     """Objects under one root, addressed by POSIX keys relative to it.
 
+    What may pass, network faults, throttling and a server's own failure, is tried again.
+
     Safe to use from many threads at once. Nothing is cached: `exists` and `size` ask each time.
     `url` is the root, an absolute local path or the URL, without a trailing slash.
 
@@ -44,6 +51,8 @@ class Store:
         A local folder (need not exist), `file://`, `s3://`, `gs://`, or any other URL whose fsspec
         driver is installed. Credentials and endpoints come from the environment, as the drivers
         read them (`AWS_ENDPOINT_URL`, `STORAGE_EMULATOR_HOST`, ...).
+    retries
+        How operations are tried again.
 
     Raises
     ------
@@ -51,7 +60,8 @@ class Store:
         The URL's scheme is unknown, its driver is not installed, or the URL holds a secret.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, retries: Retries | None = None) -> None:
+        self._retries = retries or Retries()
         self._backend: _LocalBackend | _ObjectBackend
         if hrefs.is_local(url):
             if url.startswith("/vsi") or ("://" in url and not _SCHEME.match(url)):
@@ -61,7 +71,8 @@ class Store:
             local = _LocalBackend(hrefs.to_local_path(url))
             self._backend, self.url, self.is_local = local, str(local.root), True
         else:
-            self._backend, self.url, self.is_local = _ObjectBackend(url), url.rstrip("/"), False
+            self._backend = _ObjectBackend(url, self._retries.policy.timeout_s)
+            self.url, self.is_local = url.rstrip("/"), False
 
     def href(self, key: str) -> str:
         """Absolute local path or URL of a key."""
@@ -77,8 +88,7 @@ class Store:
         full, over quota), ConfigurationError without credentials, TemporaryError on network
         faults, throttling and a server's own failure.
         """
-        with translated("writing", self.href(key)):
-            self._backend.put(key, data)
+        self._do("write", "writing", self.href(key), lambda: self._backend.put(key, data))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object, unless there is one of this key: of two writers one gets True.
@@ -94,13 +104,12 @@ class Store:
 
     def get(self, key: str) -> bytes:
         """Read an object; DataError when it is not there, else as `put`."""
-        with translated("reading", self.href(key)):
-            return self._backend.get(key)
+        return self._do("fetch", "reading", self.href(key), lambda: self._backend.get(key))
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of all objects below a key, sorted; none being there is no error."""
-        with translated("listing", self.href(prefix)):
-            return sorted(self._backend.keys(prefix))
+        href = self.href(prefix)
+        return self._do("list", "listing", href, lambda: sorted(self._backend.keys(prefix)))
 
     def exists(self, key: str) -> bool:
         """True when there is an object (not a folder) of this key."""
@@ -108,18 +117,15 @@ class Store:
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes; None when it is not there."""
-        with translated("looking up", self.href(key)):
-            return self._backend.size(key)
+        return self._do("look-up", "looking up", self.href(key), lambda: self._backend.size(key))
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is not there is no error."""
-        with translated("deleting", self.href(key)):
-            self._backend.delete(key)
+        self._do("delete", "deleting", self.href(key), lambda: self._backend.delete(key))
 
     def delete_tree(self, key: str) -> None:
         """Delete all objects below a key, never the root itself; none being there is no error."""
-        with translated("deleting", self.href(key)):
-            self._backend.delete_tree(key)
+        self._do("delete", "deleting", self.href(key), lambda: self._backend.delete_tree(key))
 
     def check_writable(self) -> None:
         """Write and delete a small object, so that a bad output is found before a pixel is read.
@@ -127,28 +133,48 @@ class Store:
         Local: probes the root, or its nearest existing parent, so that no folder is left behind.
         Raises as `put`.
         """
-        with translated("writing", self.url):
-            self._backend.check_writable()
+        self._do("write", "writing", self.url, self._backend.check_writable)
+
+    def _do(self, kind: str, action: str, href: str, do: Callable[[], T]) -> T:
+        return _tried(self._retries, kind, action, href, do)
 
 
-def read_bytes(href: str) -> bytes:
+def _tried(retries: Retries, kind: str, action: str, href: str, do: Callable[[], T]) -> T:
+    def once(_: int) -> T:
+        with translated(action, href):
+            return do()
+
+    return retries.run(kind, once)
+
+
+def read_bytes(href: str, *, retries: Retries | None = None) -> bytes:
     """Content of a local path, `file://` or object-store URL (not http: `sources` fetches those).
 
     Raises DataError when there is nothing, otherwise as `Store.put`.
     """
-    with translated("reading", hrefs.unsigned(href)):
+    retries = retries or Retries()
+
+    def read() -> bytes:
         if hrefs.is_local(href):
             return hrefs.to_local_path(href).read_bytes()
-        return bytes(_filesystem(href).cat_file(href))
+        return bytes(_filesystem(href, retries.policy.timeout_s).cat_file(href))
+
+    return _tried(retries, "fetch", "reading", hrefs.unsigned(href), read)
 
 
-def read_chunks(href: str, options: Mapping[str, str], chunk_bytes: int) -> Iterator[bytes]:
+def read_chunks(
+    href: str,
+    options: Mapping[str, str],
+    chunk_bytes: int,
+    *,
+    timeout_s: float = RetryPolicy.timeout_s,
+) -> Iterator[bytes]:
     """As `read_bytes`, a piece at a time. `options` are GDAL's, which decide how S3 is asked."""
     with translated("reading", hrefs.unsigned(href)):
         if hrefs.is_local(href):
             file: Any = hrefs.to_local_path(href).open("rb")
         else:
-            filesystem = _filesystem(href, **_s3_settings(href, options))
+            filesystem = _filesystem(href, timeout_s, **_s3_settings(href, options))
             file = filesystem.open(href, "rb", block_size=max(chunk_bytes, 8 << 20))
         with file:
             while chunk := file.read(chunk_bytes):
@@ -171,10 +197,10 @@ def _s3_settings(href: str, options: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
-def read_text(href: str) -> str:
+def read_text(href: str, *, retries: Retries | None = None) -> str:
     """As `read_bytes`, decoded from UTF-8, with or without a mark; DataError if it is not."""
     try:
-        return read_bytes(href).decode("utf-8-sig")
+        return read_bytes(href, retries=retries).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             "a text file is not UTF-8",
@@ -267,7 +293,7 @@ class _LocalBackend:
 
 
 class _ObjectBackend:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float) -> None:
         secret = hrefs.find_secret(url)
         if secret is not None:
             raise ConfigurationError(
@@ -275,7 +301,7 @@ class _ObjectBackend:
                 hint="Give credentials through the environment",
             )
         self.root = url.rstrip("/")
-        self.fs = _filesystem(url)
+        self.fs = _filesystem(url, timeout_s)
 
     def href(self, key: str) -> str:
         return f"{self.root}/{key}"
@@ -345,7 +371,7 @@ class _ObjectBackend:
             self.delete(_PROBE_KEY)
 
 
-def _filesystem(url: str, **settings: Any) -> Any:
+def _filesystem(url: str, timeout_s: float, **settings: Any) -> Any:
     match = _SCHEME.match(url)
     protocol = match[1].lower() if match else ""
     if match is None or protocol in _READ_ONLY:
@@ -367,9 +393,51 @@ def _filesystem(url: str, **settings: Any) -> Any:
     with translated("opening", hrefs.unsigned(url)):
         # A fresh instance without listings: fsspec's caches would answer for objects that other
         # workers have written or deleted since, and with credentials that have expired.
-        # gcsfs compares the server's md5 with its own only when asked; s3fs sends a checksum.
-        checks = {"consistency": "md5"} if protocol in ("gs", "gcs") else {}
-        return driver(use_listings_cache=False, skip_instance_cache=True, **checks, **settings)
+        options = {"use_listings_cache": False, "skip_instance_cache": True, **settings}
+        if protocol in ("s3", "s3a"):
+            return _s3(driver, options, timeout_s)
+        if protocol in ("gs", "gcs"):
+            return _gcs(driver, options, timeout_s)
+        return driver(**options)
+
+
+def _s3(driver: Any, options: dict[str, Any], timeout_s: float) -> Any:
+    """s3fs and botocore try nothing again, and an upload is done when S3's own words say so."""
+    from aiobotocore.session import AioSession
+
+    session = AioSession()
+    for operation in ("PutObject", "UploadPart", "CompleteMultipartUpload"):
+        session.register(f"after-call.s3.{operation}", _check_etag)
+    fs = driver(
+        session=session,
+        config_kwargs={
+            "connect_timeout": min(10.0, timeout_s),
+            "read_timeout": timeout_s,
+            "retries": {"total_max_attempts": 1},
+        },
+        **options,
+    )
+    fs.retries = 1
+    return fs
+
+
+def _check_etag(http_response: Any, parsed: Any, **_: Any) -> None:
+    # botocore takes any answer of status 200 for "stored": a sign-in page, an empty one.
+    if http_response.status_code < 300 and not parsed.get("ETag"):
+        raise TemporaryError(
+            "writing failed: the answer is not the store's",
+            expected="the ETag of what was stored",
+            got=f"HTTP {http_response.status_code} without one",
+            hint="Check the endpoint (AWS_ENDPOINT_URL), and try again",
+        )
+
+
+def _gcs(driver: Any, options: dict[str, Any], timeout_s: float) -> Any:
+    # gcsfs compares the server's md5 with its own only when asked; s3fs sends a checksum.
+    fs = driver(consistency="md5", requests_timeout=timeout_s, **options)
+    # Its six tries of every request would multiply with ours.
+    fs._request = functools.partial(inspect.unwrap(type(fs)._request), fs)
+    return fs
 
 
 def _checked(key: str) -> str:

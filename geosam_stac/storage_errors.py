@@ -57,7 +57,8 @@ _NETWORK = re.compile(
     "HTTPClientError|ConnectionError|ConnectTimeoutError|ReadTimeoutError|ResponseStreamingError|"
     "IncompleteReadError|ClientConnectionError|ClientPayloadError|ServerTimeoutError|Timeout|"
     "ChunkedEncodingError|ProxyError|TransportError|ChecksumError|FlexibleChecksumError|"
-    "ServiceRequestError|ServiceResponseError|gaierror|TimeoutError"
+    "ServiceRequestError|ServiceResponseError|gaierror|TimeoutError|"
+    "ResponseParserError|JSONDecodeError"
 )
 
 

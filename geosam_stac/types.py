@@ -18,12 +18,35 @@ if TYPE_CHECKING:
     from odc.geo.geom import Geometry
 
 
+REMOTE_FILES = ("/vsicurl", "/vsis3/", "/vsigs/", "/vsiaz/", "/vsiadls/", "/vsioss/", "/vsiswift/")
+
 # For COGs: no listing of the folder, requests that follow each other merged into one.
 GDAL_SETTINGS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "CPL_VSIL_CURL_USE_HEAD": "NO",
+    # `retry` does it: GDAL's own would multiply with ours, and leaves out cut-off bodies.
+    "GDAL_HTTP_MAX_RETRY": "0",
 }
+
+
+def gdal_settings(timeout_s: float, *, fresh: bool) -> dict[str, str]:
+    """GDAL options for a read; a request ends after `timeout_s` of silence, or twice that in all.
+
+    `fresh`: nothing that GDAL remembers of the file is used. It remembers a cut-off body as if it
+    were whole, the length of an error page as the file's, and that a file "does not exist" whose
+    server hung up. Remote reads that are tried again must start from nothing.
+    """
+    settings = GDAL_SETTINGS | {
+        "GDAL_HTTP_CONNECTTIMEOUT": f"{min(10.0, timeout_s):g}",
+        "GDAL_HTTP_LOW_SPEED_TIME": f"{max(1, round(timeout_s))}",  # whole seconds only
+        "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+        "GDAL_HTTP_TIMEOUT": f"{2 * timeout_s:g}",
+    }
+    if fresh:
+        # Beginnings of the names that are not remembered once they are closed, nor looked up.
+        settings["CPL_VSIL_CURL_NON_CACHED"] = ":".join(REMOTE_FILES)
+    return settings
 
 
 class Access(Protocol):
@@ -274,6 +297,7 @@ class EncodeResult:
     `bytes_written` what went to the output; `seconds` by stage (busy time, summed over threads)
     plus `total` (wall time); `busy` by stage: which fraction of the time, 0 to 1, its threads were
     at work while all stages ran. The one that was busiest has set the pace.
+    `retries`: what was tried again, by kind (read, header, write, ...).
     """
 
     item: pystac.Item
@@ -286,6 +310,7 @@ class EncodeResult:
     bytes_written: int
     seconds: Mapping[str, float]
     busy: Mapping[str, float]
+    retries: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def slowest(self) -> str | None:

@@ -11,6 +11,7 @@ from geosam_stac.errors import (
     ForbiddenError,
     Interrupted,
     TemporaryError,
+    WrongContentError,
 )
 from geosam_stac.raster_errors import read_error, unsigned_text
 
@@ -72,8 +73,10 @@ REMOTE = "https://example.com/20240403_T401404.tif"
         # Digits of a file's name are no code.
         (f"/vsicurl/{REMOTE}: timeout at 403, 404, 401", TemporaryError, "Try again"),
         ("CURL error: Could not resolve host: x", TemporaryError, "Try again"),
-        ("'x' not recognized as being in a supported file format.", DataError, "no raster"),
-        ("Range downloading not supported by this server!", DataError, "no raster"),
+        ("'x' not recognized as being in a supported file format.", WrongContentError, "no raster"),
+        ("Range downloading not supported by this server!", WrongContentError, "no raster"),
+        ("416: Range downloading not supported by this server: x", DataError, "refuses"),
+        ("`x' does not exist in the file system, and is not", WrongContentError, "is not there"),
         ("The specified key does not exist.", DataError, "is not there"),
         (
             "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not defined, and "

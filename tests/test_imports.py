@@ -13,7 +13,7 @@ import pytest
 import geosam_stac
 
 ROOT = Path(geosam_stac.__file__).parent
-BASE = ("errors", "types", "config", "events", "layout", "hrefs", "raster_errors")
+BASE = ("errors", "types", "config", "events", "layout", "hrefs", "retry", "raster_errors")
 # Lowest first. A name is a module, or a package with all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("windows", "stages"),
@@ -47,7 +47,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 # Which of the base modules another base module may use: `errors` is the root.
-BASE_ORDER = ("errors", "types", "hrefs", "config", "events", "layout", "raster_errors")
+BASE_ORDER = (
+    *("errors", "types", "hrefs", "config", "events", "layout", "retry", "raster_errors"),
+)
 
 
 def _modules() -> dict[str, Path]:

@@ -23,6 +23,7 @@ from s3fs.errors import translate_boto_error
 from geosam_stac import storage
 from geosam_stac.errors import ConfigurationError, DataError, StorageError, TemporaryError
 from geosam_stac.storage import Store, read_bytes, read_text
+from tests.quick import quick
 
 
 def _names(folder: Path) -> list[str]:
@@ -281,7 +282,8 @@ DRIVER_ERRORS = [
     ids=[f"{type(e).__name__}-{n}" for n, (e, _) in enumerate(DRIVER_ERRORS)],
 )
 def test_errors_of_the_drivers(monkeypatch, error, kind):
-    store = Store("memory://bucket/x")
+    retries = quick(2)
+    store = Store("memory://bucket/x", retries=retries)
 
     def fail(path: str, data: bytes) -> None:
         raise error
@@ -292,6 +294,7 @@ def test_errors_of_the_drivers(monkeypatch, error, kind):
     assert type(caught.value) is kind
     assert caught.value.href == "memory://bucket/x/a"
     assert caught.value.__cause__ is error
+    assert retries.counts() == ({"write": 1} if kind is TemporaryError else {})
 
 
 def test_a_drivers_message_with_a_signature_is_not_repeated(monkeypatch):

@@ -31,7 +31,8 @@ from geosam_stac.errors import (
     TemporaryError,
 )
 from geosam_stac.events import Notice, Sink, ignore
-from geosam_stac.sources.items import TIMEOUT_S
+from geosam_stac.retry import Retries
+from geosam_stac.sources.http import TIMEOUT_S
 from geosam_stac.sources.search import api_adapter, server_message
 
 # Links that a STAC API makes itself; `canonical` keeps the way to the Item's own place.
@@ -46,7 +47,7 @@ def publish_to_api(
     *,
     headers: Mapping[str, str] | None = None,
     sink: Sink = ignore,
-    retries: int = 4,
+    retries: Retries | None = None,
 ) -> int:
     """Publish feature Items, their Collections and models; returns how many Items.
 
@@ -61,7 +62,7 @@ def publish_to_api(
     sink
         Hears of retries, and of hrefs that nobody else can open.
     retries
-        Tries after the first, of every request.
+        How requests are tried again.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def publish_to_api(
     for one in members:
         models.setdefault(model_id(one), model_item(one, places))
         groups.setdefault(one["collection"], []).append(one)
-    with _Client(places, headers or {}, retries, sink) as client:
+    with _Client(places, headers or {}, retries or Retries(sink=sink)) as client:
         if models:
             listed = [models[name] for name in sorted(models)]
             client.put_collection(models_collection(listed, places))
@@ -103,12 +104,10 @@ def _without_query(url: str) -> str:
 class _Client:
     """Requests to one API. Not for several threads."""
 
-    def __init__(
-        self, places: ApiPlaces, headers: Mapping[str, str], retries: int, sink: Sink
-    ) -> None:
+    def __init__(self, places: ApiPlaces, headers: Mapping[str, str], retries: Retries) -> None:
         self._places = places
         self._session = requests.Session()
-        adapter = api_adapter(places.root, headers, retries=retries, sink=sink)
+        adapter = api_adapter(places.root, headers, retries=retries)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 

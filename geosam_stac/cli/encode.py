@@ -69,6 +69,7 @@ def encode(
     # Here, not above: these bring torch and GDAL, and take seconds.
     from geosam_stac.catalog import Publisher
     from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
+    from geosam_stac.retry import Retries, RetryPolicy
     from geosam_stac.session import Session
     from geosam_stac.sources import as_geojson
 
@@ -78,7 +79,9 @@ def encode(
     with console.ProgressSink() as sink:
         headers = api_headers(os.environ) if config.publish else None
         publisher = Publisher(config.publish, headers=headers, sink=sink)
-        works = scenes(gather(inputs, config, environ=os.environ, sink=sink), config.groupby)
+        retries = Retries(RetryPolicy.of(config), sink=sink)
+        found = gather(inputs, config, environ=os.environ, sink=sink, retries=retries)
+        works = scenes(found, config.groupby)
         with Session(
             config,
             cache_dir=default_cache_dir(os.environ),
@@ -236,12 +239,17 @@ def _summary(result: EncodeResult) -> list[str]:
     lines = [
         f"{chips_text(result.chips_encoded)} encoded{skipped} in {result.seconds['total']:.1f} s: "
         f"{result.bytes_read / 1e6:,.1f} MB of pixels read, "
-        f"{result.bytes_written / 1e6:,.1f} MB written"
+        f"{result.bytes_written / 1e6:,.1f} MB written{_tried_again(result)}"
     ]
     for name, busy in result.busy.items():
         pace = ", sets the pace" if name == result.slowest else ""
         lines.append(f"{name:<7} at work {result.seconds[name]:,.1f} s, busy {busy:.0%}{pace}")
     return lines
+
+
+def _tried_again(result: EncodeResult) -> str:
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in result.retries.items())
+    return f"; tried again: {counts}" if counts else ""
 
 
 def _result_document(result: EncodeResult) -> dict[str, Any]:
@@ -257,6 +265,7 @@ def _result_document(result: EncodeResult) -> dict[str, Any]:
         "seconds": dict(result.seconds),
         "busy": {name: round(value, 3) for name, value in result.busy.items()},
         "slowest": result.slowest,
+        "retries": dict(result.retries),
     }
 
 

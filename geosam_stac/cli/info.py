@@ -21,6 +21,7 @@ from geosam_stac.cli.inputs import Inputs
 from geosam_stac.cli.options import NO_METAVAR
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import GeosamStacError
+from geosam_stac.retry import ONCE, Retries
 
 if TYPE_CHECKING:
     import pystac
@@ -187,7 +188,7 @@ def _headers(
             untold[key] = failed[host]
             continue
         try:
-            headers[key] = read_header(href, item=item.id, access=access)
+            headers[key] = read_header(href, item=item.id, access=access, retries=Retries(ONCE))
         except GeosamStacError as error:
             untold[key] = error.message
             if error.got and len(error.got) <= MAX_REASON:

@@ -33,6 +33,7 @@ from geosam_stac.hrefs import is_local, to_local_path, unsigned
 if TYPE_CHECKING:
     import pystac
 
+    from geosam_stac.retry import Retries
     from geosam_stac.sources.groups import Group
     from geosam_stac.sources.itemfiles import Found
     from geosam_stac.sources.profiles import Profile
@@ -276,6 +277,7 @@ def gather(
     *,
     environ: Mapping[str, str],
     sink: Sink = ignore,
+    retries: Retries | None = None,
 ) -> Iterator[Found]:
     """The Items, lazily, each with its own error. A wrong search is told at once.
 
@@ -287,26 +289,34 @@ def gather(
         The file or the API as a whole cannot be read.
     """
     if inputs.item:
-        return _named(inputs.item)
+        return _named(inputs.item, retries)
     from geosam_stac.storage import read_bytes, read_text
 
     if inputs.items:
         from geosam_stac.sources.itemfiles import read_items
 
-        return read_items(inputs.items, read_text=read_text, read_bytes=read_bytes, sink=sink)
+        return read_items(
+            inputs.items,
+            read_text=functools.partial(read_text, retries=retries),
+            read_bytes=functools.partial(read_bytes, retries=retries),
+            sink=sink,
+            retries=retries,
+        )
     from geosam_stac.sources.search import search
 
-    return search(inputs.search_query(config), headers=api_headers(environ), sink=sink)
+    headers = api_headers(environ)
+    return search(inputs.search_query(config), headers=headers, sink=sink, retries=retries)
 
 
-def _named(sources: Iterable[str]) -> Iterator[Found]:
+def _named(sources: Iterable[str], retries: Retries | None) -> Iterator[Found]:
     from geosam_stac.sources.itemfiles import Found
     from geosam_stac.sources.items import read_item
     from geosam_stac.storage import read_text
 
+    read = functools.partial(read_text, retries=retries)
     for source in sources:
         try:
-            item = read_item(source, read_text=read_text)
+            item = read_item(source, read_text=read, retries=retries)
         except FATAL:
             raise
         except GeosamStacError as error:

@@ -15,7 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 from geosam_stac.encoders.download import (
     Access,
-    RetryPolicy,
     download,
     file_sha256,
     public_url,
@@ -23,9 +22,9 @@ from geosam_stac.encoders.download import (
 from geosam_stac.encoders.registry import MODELS, ModelEntry
 from geosam_stac.errors import ConfigurationError, UsageError
 from geosam_stac.events import Notice, Sink, ignore
+from geosam_stac.retry import Retries
 
 __all__ = [
-    "RetryPolicy",
     "Verification",
     "Weights",
     "cached_path",
@@ -119,7 +118,7 @@ def resolve(
     *,
     cache_dir: Path,
     sink: Sink = ignore,
-    retry: RetryPolicy | None = None,
+    retries: Retries | None = None,
     token: str | None = None,
 ) -> Weights:
     """Turn `--checkpoint` into weights that are there, fetching them where need be.
@@ -129,7 +128,7 @@ def resolve(
     checkpoint
         None: the model's own file, from the cache or its address. `untrained[:SEED]`: random
         weights. An http(s) URL: fetched once into the cache. Else the path of a file.
-    entry, cache_dir, sink, retry
+    entry, cache_dir, sink, retries
         The model, the cache, who hears of the fetch, and how often it tries.
     token
         A Hugging Face token (`hugging_face_token`), for models whose licence must be accepted.
@@ -145,7 +144,7 @@ def resolve(
     """
     if checkpoint is None:
         place = _Place.of(entry, cache_dir, token)
-        return _cached(entry, entry.url, place, label="upstream", sink=sink, retry=retry)
+        return _cached(entry, entry.url, place, label="upstream", sink=sink, retries=retries)
     if checkpoint.partition(":")[0].lower() == _UNTRAINED:
         seed = _seed(checkpoint)
         return Weights(
@@ -166,7 +165,9 @@ def resolve(
             hint="Copy the file here and give --checkpoint PATH",
         )
     place = _Place.of(checkpoint, cache_dir, token)
-    return _cached(entry, checkpoint, place, label=_base_name(checkpoint), sink=sink, retry=retry)
+    return _cached(
+        entry, checkpoint, place, label=_base_name(checkpoint), sink=sink, retries=retries
+    )
 
 
 def fetch(
@@ -174,7 +175,7 @@ def fetch(
     *,
     cache_dir: Path,
     sink: Sink = ignore,
-    retry: RetryPolicy | None = None,
+    retries: Retries | None = None,
     token: str | None = None,
 ) -> Path:
     """Fetch a model's upstream file, or an http(s) URL, into the cache; its path there.
@@ -196,7 +197,7 @@ def fetch(
     place = _Place.of(what, cache_dir, token)
     if not place.path.exists():
         url = what if isinstance(what, str) else what.url
-        _fetch(url, place, sink, retry)
+        _fetch(url, place, sink, retries)
     return place.path
 
 
@@ -296,10 +297,10 @@ def _cached(
     *,
     label: str,
     sink: Sink,
-    retry: RetryPolicy | None,
+    retries: Retries | None,
 ) -> Weights:
     if not place.path.exists():
-        got = _fetch(url, place, sink, retry)
+        got = _fetch(url, place, sink, retries)
     else:
         found = _compare(place.path, *place.expected())
         got = found.sha256
@@ -334,7 +335,7 @@ def _local(entry: ModelEntry, path: Path) -> Weights:
     )
 
 
-def _fetch(url: str, place: _Place, sink: Sink, retry: RetryPolicy | None) -> str:
+def _fetch(url: str, place: _Place, sink: Sink, retries: Retries | None) -> str:
     expected, _ = place.expected()
 
     def pin(sha256: str) -> None:
@@ -356,7 +357,7 @@ def _fetch(url: str, place: _Place, sink: Sink, retry: RetryPolicy | None) -> st
         size_bytes=place.size_bytes,
         sha256=expected,
         sink=sink,
-        retry=retry or RetryPolicy(),
+        retries=retries or Retries(sink=sink),
         before_commit=pin,
         access=place.access,
     )

@@ -15,8 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import random
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from geosam_stac.errors import ConfigurationError, StorageError, TemporaryError
 from geosam_stac.events import Download, Notice, Sink
+from geosam_stac.retry import Retries, retry_after_s
 
 if TYPE_CHECKING:
     import requests  # not above: weights that are there already need no network library
@@ -34,38 +33,18 @@ if TYPE_CHECKING:
 # that breaks more often than that would never come any further.
 _CHUNK_BYTES = 1 << 16
 TOKEN_HOSTS = ("https://huggingface.co",)
-_RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How often a fetch tries, and how long it waits: exponential backoff with full jitter.
-
-    The n-th wait is uniform in 0 .. min(`max_wait_s`, `base_s` * 2**n), or what the server's
-    Retry-After asks for, up to `max_wait_s`. `timeout_s`: to connect, and between two reads.
-    """
-
-    attempts: int = 6
-    base_s: float = 1.0
-    max_wait_s: float = 30.0
-    timeout_s: tuple[float, float] = (10.0, 60.0)
-    sleep: Callable[[float], None] = time.sleep
-
-    def wait(self, tries: int, retry_after_s: float | None) -> None:
-        """Sleep before try number `tries` + 1."""
-        ceiling = min(self.max_wait_s, self.base_s * 2.0 ** (tries - 1))
-        delay = random.uniform(0.0, ceiling)
-        if retry_after_s is not None:
-            delay = max(delay, min(retry_after_s, self.max_wait_s))
-        self.sleep(delay)
-
-
-class _BrokenError(Exception):
-    """One try came to nothing, another may help. Never leaves this module."""
-
-    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
+def _broken(url: str, reason: str) -> TemporaryError:
+    """One try came to nothing, another may help."""
+    return TemporaryError(
+        "cannot fetch the checkpoint",
+        href=public_url(url),
+        got=reason,
+        hint="Try again later (it goes on where it broke off), fetch it elsewhere and give "
+        "--checkpoint PATH, or try the pipeline with --checkpoint untrained",
+    )
 
 
 def public_url(url: str) -> str:
@@ -110,7 +89,7 @@ def download(
     size_bytes: int | None,
     sha256: str | None,
     sink: Sink,
-    retry: RetryPolicy,
+    retries: Retries,
     before_commit: Callable[[str], None],
     access: Access = OPEN,
 ) -> str:
@@ -122,8 +101,10 @@ def download(
         From where to where; the folder of `dest` is made.
     size_bytes, sha256
         What the file must have; None where nobody says.
-    sink, retry
-        Gets Download events and notices of new tries; how often to try.
+    sink
+        Gets Download events.
+    retries
+        How it is tried again; what is tried with more bytes there than before counts as new.
     before_commit
         Called with the file's sha256 once it is whole and right, before it gets its name.
     access
@@ -137,7 +118,7 @@ def download(
     Raises
     ------
     TemporaryError
-        The server cannot be reached, breaks off or refuses, for `retry.attempts` tries.
+        The server cannot be reached, breaks off or refuses, as long as `retries` tries.
     ConfigurationError
         The server has no such file or does not give it (4xx), or the file has the wrong size or
         sha256.
@@ -155,7 +136,7 @@ def download(
                     total=size_bytes,
                     sha256=sha256,
                     sink=sink,
-                    retry=retry,
+                    retries=retries,
                     access=access,
                 )
                 got = file_sha256(part)
@@ -190,38 +171,32 @@ def _fill(
     total: int | None,
     sha256: str | None,
     sink: Sink,
-    retry: RetryPolicy,
+    retries: Retries,
     access: Access,
 ) -> None:
     """Try until `part` holds the whole file, or give up."""
     import requests
 
     with requests.Session() as session:
-        for tries in range(1, retry.attempts + 1):
-            try:
-                _attempt(
-                    session,
-                    url,
-                    part,
-                    name=name,
-                    size_bytes=total,
-                    sha256=sha256,
-                    sink=sink,
-                    timeout_s=retry.timeout_s,
-                    access=access,
-                )
-                return
-            except _BrokenError as broken:
-                reason, retry_after_s = str(broken), broken.retry_after_s
-            if tries < retry.attempts:
-                sink(Notice(message=f"fetching {name}: {reason}; trying again", level="warning"))
-                retry.wait(tries, retry_after_s)
-    raise TemporaryError(
-        f"cannot fetch the checkpoint after {retry.attempts} tries: {reason}",
-        href=public_url(url),
-        hint="Try again later (it goes on where it broke off), fetch it elsewhere and give "
-        "--checkpoint PATH, or try the pipeline with --checkpoint untrained",
-    )
+
+        def attempt(_: int) -> None:
+            _attempt(
+                session,
+                url,
+                part,
+                name=name,
+                size_bytes=total,
+                sha256=sha256,
+                sink=sink,
+                timeout_s=retries.policy.http_timeout_s,
+                access=access,
+            )
+
+        retries.run(
+            "checkpoint",
+            attempt,
+            progress=lambda: part.stat().st_size if part.exists() else 0,
+        )
 
 
 def _attempt(
@@ -256,12 +231,12 @@ def _attempt(
                 if _total(response, 0) == offset:
                     return
                 _drop(part)
-                raise _BrokenError("the file on the server has changed")
+                raise _broken(url, "the file on the server has changed")
             _check_status(response, url, access)
             resumed = response.status_code == 206
             if resumed and not _continues(response, offset):
                 _drop(part)
-                raise _BrokenError("the server answered with another range than asked for")
+                raise _broken(url, "the server answered with another range than asked for")
             done = offset if resumed else 0
             total = _total(response, done)
             if size_bytes is not None and total is not None and total != size_bytes:
@@ -289,7 +264,7 @@ def _attempt(
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
     ) as error:
-        raise _BrokenError(_reason(error)) from error
+        raise _broken(url, _reason(error)) from error
     except requests.RequestException as error:  # a malformed URL, too many redirects, ...
         raise ConfigurationError(
             f"the checkpoint cannot be asked for ({type(error).__name__})",
@@ -297,7 +272,7 @@ def _attempt(
             hint="Check the address, or give --checkpoint PATH",
         ) from error
     if total is not None and done != total:
-        raise _BrokenError(f"the server broke off at {done} of {total} bytes")
+        raise _broken(url, f"the server broke off at {done} of {total} bytes")
 
 
 def _check_status(response: requests.Response, url: str, access: Access) -> None:
@@ -305,11 +280,9 @@ def _check_status(response: requests.Response, url: str, access: Access) -> None
     if status in (200, 206):
         return
     if status in _RETRY_STATUS or status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise _BrokenError(
-            f"the server answers {status} {response.reason}",
-            retry_after_s=float(after) if after.isdigit() else None,
-        )
+        error = _broken(url, f"the server answers {status} {response.reason}")
+        error.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
+        raise error
     if status in (401, 403) and access.licence_page is not None:
         raise _gated(status, url, access)
     raise ConfigurationError(

@@ -16,11 +16,12 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError, TemporaryError
+from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.hrefs import unsigned
 from geosam_stac.raster_errors import read_error
+from geosam_stac.retry import Retries
 from geosam_stac.sources.signing import guard_logs
-from geosam_stac.types import GDAL_SETTINGS, Access, PlainAccess
+from geosam_stac.types import Access, PlainAccess, gdal_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,16 @@ class Header:
 
 
 def read_header(
-    source_href: str, *, item: str | None = None, access: Access | None = None
+    source_href: str,
+    *,
+    item: str | None = None,
+    access: Access | None = None,
+    retries: Retries | None = None,
 ) -> Header:
     """Open a raster and read its header.
 
-    A file that may not be read is tried once more with a new signature, where one can be had.
+    A file that may not be read is tried once more with a new signature, where one can be had; one
+    whose server fails, as `retries` says.
 
     Raises
     ------
@@ -50,23 +56,23 @@ def read_header(
     TemporaryError
         The store did not answer.
     """
-    access = access or PlainAccess()
-    try:
-        return _read(source_href, item, access)
-    except (ForbiddenError, TemporaryError):
-        # Of a 403 in mid-read GDAL tells only "got 0 bytes": any failure may be one.
-        if not access.renew(source_href):
-            raise
-        return _read(source_href, item, access)
+    known, runner = access or PlainAccess(), retries or Retries()
+    return runner.run(
+        "header",
+        lambda tries: _read(
+            source_href, item, known, gdal_settings(runner.policy.timeout_s, fresh=tries > 0)
+        ),
+        renew=lambda: known.renew(source_href),
+    )
 
 
-def _read(source_href: str, item: str | None, access: Access) -> Header:
+def _read(source_href: str, item: str | None, access: Access, settings: dict[str, str]) -> Header:
     href = unsigned(source_href)
     guard_logs()
     try:
         with (
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
-            rasterio.Env(**GDAL_SETTINGS, **access.options(source_href)),
+            rasterio.Env(**(settings | dict(access.options(source_href)))),
             rasterio.open(access.sign(source_href)) as dataset,
         ):
             if dataset.crs is None or dataset.transform.is_identity:

@@ -21,13 +21,14 @@ from typing import Any, BinaryIO, cast
 
 import pystac
 import requests
-from requests.adapters import HTTPAdapter
 
 from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
 from geosam_stac.events import Notice, Sink, ignore
 from geosam_stac.hrefs import absolute, find_secret, is_local, to_local_path, unsigned
+from geosam_stac.retry import ONCE, Retries
 from geosam_stac.sources.geoparquet import PARQUET_MAGIC, parquet_documents
-from geosam_stac.sources.items import RETRIES, TIMEOUT_S, ReadText, parse_item, read_item
+from geosam_stac.sources.http import RETRY_STATUS, http_session, not_now
+from geosam_stac.sources.items import ReadText, parse_item, read_item
 
 ReadBytes = Callable[[str], bytes]
 
@@ -54,7 +55,12 @@ class Found:
 
 
 def read_items(
-    source: str, *, read_text: ReadText, read_bytes: ReadBytes, sink: Sink = ignore
+    source: str,
+    *,
+    read_text: ReadText,
+    read_bytes: ReadBytes,
+    sink: Sink = ignore,
+    retries: Retries | None = None,
 ) -> Iterator[Found]:
     """Read Items lazily from a FeatureCollection, Items, ndjson or stac-geoparquet.
 
@@ -66,6 +72,8 @@ def read_items(
         href -> content, for schemes other than http(s) and local files.
     sink
         Hears of a page that has a next one, which is not followed.
+    retries
+        How http(s) requests are tried again.
 
     Yields
     ------
@@ -81,9 +89,12 @@ def read_items(
     TemporaryError
         The server did not answer.
     """
-    with _opened(source, read_bytes) as stream:
+    retries = retries or Retries()
+    with _opened(source, read_bytes, retries) as stream:
         base = _place(source)
-        reader = _Reader(name=unsigned(source), base=base, read_text=read_text, sink=sink)
+        reader = _Reader(
+            name=unsigned(source), base=base, read_text=read_text, sink=sink, retries=retries
+        )
         documents: Iterator[tuple[str, Any]]
         if _head(stream, len(PARQUET_MAGIC)) == PARQUET_MAGIC:
             documents = parquet_documents(stream, reader.name)
@@ -95,7 +106,7 @@ def read_items(
 
 def read_source(source: str, *, read_bytes: ReadBytes) -> bytes:
     """Content of a local file, http(s) or object-store URL; raises as `read_items`."""
-    with _opened(source, read_bytes) as stream:
+    with _opened(source, read_bytes, Retries()) as stream:
         return stream.read()
 
 
@@ -157,6 +168,7 @@ class _Reader:
     base: str | None
     read_text: ReadText
     sink: Sink
+    retries: Retries
 
     @property
     def _is_remote(self) -> bool:
@@ -200,7 +212,7 @@ class _Reader:
             return self._failed(DataError("$.href is no text", href=self.name), where, None)
         source = absolute(href, self.base or _working_folder())
         try:
-            item = read_item(source, read_text=self.read_text)
+            item = read_item(source, read_text=self.read_text, retries=self.retries)
         except GeosamStacError as error:
             return self._failed(error, where, unsigned(source))
         return Found(item=item, error=None, href=unsigned(source))
@@ -272,14 +284,14 @@ def _place(source: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _opened(source: str, read_bytes: ReadBytes) -> Iterator[BinaryIO]:
+def _opened(source: str, read_bytes: ReadBytes, retries: Retries) -> Iterator[BinaryIO]:
     if source == "-":
         # Not closed: standard input is not ours.
         yield sys.stdin.buffer
         return
     if source.lower().startswith(("http://", "https://")):
         with tempfile.TemporaryFile() as file:
-            _download(source, cast(BinaryIO, file))
+            _download(source, cast(BinaryIO, file), retries)
             file.seek(0)
             yield cast(BinaryIO, file)
     elif is_local(source):
@@ -307,13 +319,18 @@ def _head(stream: BinaryIO, count: int) -> bytes:
     return cast(io.BufferedReader, stream).peek(count)[:count]
 
 
-def _download(url: str, file: BinaryIO) -> None:
+def _download(url: str, file: BinaryIO, retries: Retries) -> None:
+    retries.run("items", lambda _: _download_once(url, file, retries.policy.http_timeout_s))
+
+
+def _download_once(url: str, file: BinaryIO, timeout_s: tuple[float, float]) -> None:
+    """One request; what came of an earlier one is dropped: its body may be cut off."""
     href = unsigned(url)
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=RETRIES))
-        session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+    file.seek(0)
+    file.truncate()
+    with http_session(Retries(ONCE), "items") as session:
         try:
-            with session.get(url, timeout=TIMEOUT_S, stream=True) as response:
+            with session.get(url, timeout=timeout_s, stream=True) as response:
                 _check_status(response, href)
                 for chunk in response.iter_content(CHUNK_BYTES):
                     file.write(chunk)
@@ -331,8 +348,8 @@ def _check_status(response: requests.Response, href: str) -> None:
     if response.ok:
         return
     status = f"HTTP {response.status_code}"
-    if response.status_code == 429 or response.status_code >= 500:
-        raise TemporaryError("the server cannot answer now", href=href, got=status)
+    if response.status_code in RETRY_STATUS or response.status_code >= 500:
+        raise not_now(response, href)
     denied = response.status_code in (401, 403)
     hint = "The server asks for credentials or a signature" if denied else None
     raise DataError("the Items cannot be had", href=href, got=status, hint=hint)

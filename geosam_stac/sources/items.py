@@ -15,31 +15,22 @@ from typing import Any
 
 import pystac
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
 
 from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
 from geosam_stac.hrefs import is_local, to_local_path, unsigned
+from geosam_stac.retry import Retries
+from geosam_stac.sources.http import http_session, not_now
 
 ReadText = Callable[[str], str]
 Fail = Callable[[str, str, object], None]
-
-TIMEOUT_S = (10, 60)  # connect, read
-RETRIES = Retry(
-    total=4,
-    backoff_factor=0.5,
-    backoff_jitter=0.5,
-    status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods=None,
-    raise_on_status=False,
-)
-
 
 # What pystac raises of documents that pass our checks and are none all the same.
 _UNREADABLE = (pystac.STACError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
-def read_item(source: str, *, read_text: ReadText | None = None) -> pystac.Item:
+def read_item(
+    source: str, *, read_text: ReadText | None = None, retries: Retries | None = None
+) -> pystac.Item:
     """Read one Item from a URL, a file, or `-` for standard input.
 
     Parameters
@@ -48,6 +39,8 @@ def read_item(source: str, *, read_text: ReadText | None = None) -> pystac.Item:
         http(s) URL, local path, `-`, or an object-store URL (then `read_text` reads it).
     read_text
         href -> text, for schemes other than http(s) and local files.
+    retries
+        How an http(s) request is tried again.
 
     Raises
     ------
@@ -63,7 +56,7 @@ def read_item(source: str, *, read_text: ReadText | None = None) -> pystac.Item:
             raise DataError("standard input is not UTF-8 text") from error
         return parse_item(_json(text, "standard input"), href=None)
     if source.lower().startswith(("http://", "https://")):
-        text = _read_http(source)
+        text = _read_http(source, retries or Retries())
     elif is_local(source):
         text, source = _read_file(source)
     elif read_text is not None:
@@ -223,20 +216,14 @@ def _read_file(source: str) -> tuple[str, str]:
         raise DataError(f"the file cannot be read: {error}", href=str(path)) from error
 
 
-def http_session() -> requests.Session:
-    """A session that tries again what may pass: throttling, a server's own failure, no answer."""
-    session = requests.Session()
-    session.mount("http://", HTTPAdapter(max_retries=RETRIES))
-    session.mount("https://", HTTPAdapter(max_retries=RETRIES))
-    return session
-
-
-def _read_http(url: str) -> str:
+def _read_http(url: str, retries: Retries) -> str:
     href = unsigned(url)
-    with http_session() as session:
+    with http_session(retries, "item", is_document=True) as session:
         try:
             response = session.get(
-                url, timeout=TIMEOUT_S, headers={"Accept": "application/geo+json, application/json"}
+                url,
+                timeout=retries.policy.http_timeout_s,
+                headers={"Accept": "application/geo+json, application/json"},
             )
         except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
             raise DataError("not a valid URL", href=href) from error
@@ -255,7 +242,7 @@ def _checked_text(response: requests.Response, href: str) -> str:
         response.encoding = "utf-8"
         return response.text
     if response.status_code == 429 or response.status_code >= 500:
-        raise TemporaryError("the server cannot answer now", href=href, got=status)
+        raise not_now(response, href)
     error: GeosamStacError = DataError("the Item cannot be had", href=href, got=status)
     if response.status_code in (401, 403):
         error.hint = "The server asks for credentials or a signature"

@@ -20,12 +20,13 @@ from odc.geo.geobox import GeoBox
 from geosam_stac.config import EncodeConfig
 from geosam_stac.derive import Expression, Mask
 from geosam_stac.errors import DataError
+from geosam_stac.retry import Retries
 from geosam_stac.sources.bands import named_bands, select_bands, tells_bands
 from geosam_stac.sources.extent import output_grid, project
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.headers import Header, read_header
 from geosam_stac.sources.items import self_href
-from geosam_stac.types import Access, Band, Member, PlainAccess, Scene
+from geosam_stac.types import Access, Band, Member, Scene
 
 
 def open_scene(
@@ -34,6 +35,7 @@ def open_scene(
     *,
     read_headers: bool = True,
     access: Callable[[pystac.Item], Access] | None = None,
+    retries: Retries | None = None,
 ) -> Scene:
     """Choose bands and grid of one Item, or of the Items of one mosaic.
 
@@ -50,6 +52,8 @@ def open_scene(
         word.
     access
         How the files of each Item are opened; default: as they are.
+    retries
+        How the reading of a header is tried again.
 
     Raises
     ------
@@ -62,7 +66,13 @@ def open_scene(
     group = source if isinstance(source, Group) else Group(id=source.id, items=(source,))
     recipe = _Recipe.of(config)
     members = tuple(
-        _member(item, config, recipe, read_headers, access(item) if access else PlainAccess())
+        _member(
+            item,
+            config,
+            recipe,
+            read_headers,
+            _Headers(item.id, access(item) if access else None, retries),
+        )
         for item in group.items
     )
     base = _common_grid([_finest(member.bands) for member in members], config, group.id)
@@ -110,9 +120,8 @@ def _member(
     config: EncodeConfig,
     recipe: _Recipe,
     read_headers: bool,
-    access: Access,
+    headers: _Headers,
 ) -> Member:
-    headers = _Headers(item.id, access)
     if recipe.expression is None:
         bands = _choose(item, config.bands, headers)
     else:
@@ -149,15 +158,16 @@ def _common_grid(grids: list[GeoBox], config: EncodeConfig, scene_id: str) -> Ge
 class _Headers:
     """The headers of an Item's files, each read once."""
 
-    def __init__(self, item_id: str, access: Access) -> None:
+    def __init__(self, item_id: str, access: Access | None, retries: Retries | None) -> None:
         self._item_id = item_id
         self._access = access
+        self._retries = retries
         self._known: dict[str, Header] = {}
 
     def of(self, source_href: str) -> Header:
         if source_href not in self._known:
             self._known[source_href] = read_header(
-                source_href, item=self._item_id, access=self._access
+                source_href, item=self._item_id, access=self._access, retries=self._retries
             )
         return self._known[source_href]
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 import pystac
@@ -20,9 +20,6 @@ from pystac_client.conformance import ConformanceClasses
 from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
-from requests.adapters import HTTPAdapter
-from urllib3 import BaseHTTPResponse
-from urllib3.util.retry import Retry
 
 from geosam_stac.errors import (
     ConfigurationError,
@@ -33,11 +30,12 @@ from geosam_stac.errors import (
 )
 from geosam_stac.events import Notice, Sink, ignore
 from geosam_stac.hrefs import find_secret, unsigned
+from geosam_stac.retry import Retries
+from geosam_stac.sources.http import RetryAdapter
 from geosam_stac.sources.itemfiles import Found
-from geosam_stac.sources.items import RETRIES, TIMEOUT_S, parse_item
+from geosam_stac.sources.items import parse_item
 from geosam_stac.sources.query import SearchQuery, cql2_text
 
-MAX_RETRY_AFTER_S = 120.0
 MAX_SERVER_MESSAGE = 600
 RESULTS = "its search results"
 # APIs without POST answer it so; 404 comes from static hosts and gateways.
@@ -49,8 +47,7 @@ def search(
     *,
     headers: Mapping[str, str] | None = None,
     sink: Sink = ignore,
-    retries: int = 4,
-    timeout_s: tuple[float, float] = TIMEOUT_S,
+    retries: Retries | None = None,
 ) -> Iterator[Found]:
     """Search a STAC API: its Items in its order, page by page, each (collection, id) once.
 
@@ -61,12 +58,9 @@ def search(
     headers
         Sent to the API's own host, as `{"Authorization": "Bearer ..."}`.
     sink
-        Hears of retries, and of pages that repeat themselves.
+        Hears of pages that repeat themselves.
     retries
-        Tries after the first, of every request, POST as well: for 429, 500, 502, 503, 504 and
-        broken connections. `Retry-After` is honoured up to 120 s.
-    timeout_s
-        To connect, and between two bytes.
+        How requests are tried again, POST as well: a search changes nothing.
 
     Raises
     ------
@@ -79,8 +73,9 @@ def search(
     TemporaryError
         The API did not answer, or not now.
     """
-    io = StacApiIO(timeout=timeout_s)
-    adapter = _Adapter(query.url, headers or {}, _Retry.of(retries, sink))
+    retries = retries or Retries(sink=sink)
+    io = StacApiIO(timeout=retries.policy.http_timeout_s)
+    adapter = _Adapter(query.url, headers or {}, retries)
     with contextlib.closing(io.session) as session:
         session.mount("http://", adapter)
         session.mount("https://", adapter)
@@ -343,36 +338,34 @@ def server_message(text: str) -> str:
 # Transport
 
 
-def api_adapter(
-    url: str, headers: Mapping[str, str], *, retries: int, sink: Sink = ignore
-) -> HTTPAdapter:
+def api_adapter(url: str, headers: Mapping[str, str], *, retries: Retries) -> RetryAdapter:
     """For requests to the API at `url`: tries every method again, and adds its credentials.
 
-    `headers` go to the API's own host only. `sink` hears of every further try.
+    `headers` go to the API's own host only.
     """
-    return _Adapter(url, headers, _Retry.of(retries, sink))
+    return _Adapter(url, headers, retries)
 
 
-class _Adapter(HTTPAdapter):
+class _Adapter(RetryAdapter):
     """Adds the credentials as the last thing before a request leaves, to one host only.
 
     Set on the session they would stand in pystac-client's debug log, and go to every host that a
     `next` link or a redirect names.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], retries: Retry) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], retries: Retries) -> None:
         self._origin = _origin(url)
         self._headers = dict(headers)
-        super().__init__(max_retries=retries)
+        super().__init__(retries, "search", is_document=True)
 
-    def send(
+    def send_once(
         self, request: requests.PreparedRequest, *args: Any, **kwargs: Any
     ) -> requests.Response:
         """Send a request with the credentials that are the host's."""
         outgoing = request.copy()
         if _origin(outgoing.url or "") == self._origin:
             outgoing.headers.update(self._headers)
-        response = super().send(outgoing, *args, **kwargs)
+        response = super().send_once(outgoing, *args, **kwargs)
         # What is kept, and named in errors, is the request without them.
         response.request = request
         if request.method == "POST" and response.status_code in (301, 302):
@@ -384,45 +377,3 @@ class _Adapter(HTTPAdapter):
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme.lower(), parts.hostname, parts.port or {"https": 443}.get(parts.scheme, 80)
-
-
-class _Retry(Retry):
-    """`items.RETRIES` that says when it tries again, and does not wait for hours."""
-
-    _sink: Sink = staticmethod(ignore)
-
-    @classmethod
-    def of(cls, total: int, sink: Sink) -> Self:
-        given = RETRIES
-        retry = cls(
-            total=total,
-            backoff_factor=given.backoff_factor,
-            backoff_jitter=given.backoff_jitter,
-            status_forcelist=given.status_forcelist,
-            allowed_methods=None,
-            raise_on_status=False,
-        )
-        retry._sink = sink
-        return retry
-
-    def new(self, **changes: Any) -> Self:
-        """A copy with these changes, that keeps the sink."""
-        other = super().new(**changes)
-        other._sink = self._sink
-        return other
-
-    def increment(self, *args: Any, **kwargs: Any) -> Self:
-        """Count one failure; raises when no try is left."""
-        other = super().increment(*args, **kwargs)
-        response, error = kwargs.get("response"), kwargs.get("error")
-        if response is None or response.status not in (301, 302, 303, 307, 308):
-            reason = f"HTTP {response.status}" if response is not None else type(error).__name__
-            self._sink(
-                Notice(message=f"the STAC API: {reason}, another try follows", level="warning")
-            )
-        return other
-
-    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
-        """The server's `Retry-After` in s, at most MAX_RETRY_AFTER_S."""
-        seconds = super().get_retry_after(response)
-        return None if seconds is None else min(seconds, MAX_RETRY_AFTER_S)

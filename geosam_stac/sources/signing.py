@@ -20,7 +20,8 @@ import requests
 
 from geosam_stac.errors import ConfigurationError, DataError, ForbiddenError, TemporaryError
 from geosam_stac.raster_errors import unsigned_text
-from geosam_stac.sources.items import http_session
+from geosam_stac.retry import ONCE, Retries
+from geosam_stac.sources.http import http_session, not_now
 
 PC_TOKEN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 PC_HOST = ".blob.core.windows.net"
@@ -211,7 +212,8 @@ class PlanetaryComputer:
         url = f"{self._token_url}/{quote(account)}/{quote(container, safe='$%')}"
         headers = {"Ocp-Apim-Subscription-Key": self._key} if self._key else {}
         try:
-            with http_session() as session:
+            # The read that wants the signature is tried again as a whole.
+            with http_session(Retries(ONCE), "signature") as session:
                 response = session.get(url, headers=headers, timeout=TIMEOUT_S)
         except requests.RequestException as error:
             raise TemporaryError(
@@ -221,12 +223,10 @@ class PlanetaryComputer:
             ) from None
         status = response.status_code
         if status == 429 or status >= 500:
-            raise TemporaryError(
-                "the signing service cannot answer now",
-                href=url,
-                got=f"HTTP {status}",
-                hint="Try again; PC_SDK_SUBSCRIPTION_KEY raises the limits",
-            )
+            later = not_now(response, url)
+            later.message = "the signing service cannot answer now"
+            later.hint = "Try again; PC_SDK_SUBSCRIPTION_KEY raises the limits"
+            raise later
         token, expires_s = _token(response)
         if token is None:
             kind = ForbiddenError if status in (401, 403) else DataError

@@ -13,7 +13,7 @@ import requests
 
 from geosam_stac import hrefs
 from geosam_stac.errors import DataError, TemporaryError
-from geosam_stac.sources.items import TIMEOUT_S, http_session
+from geosam_stac.sources.http import TIMEOUT_S, http_session
 from geosam_stac.storage import Store
 
 

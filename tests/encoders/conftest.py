@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from geosam_stac.encoders.checkpoints import RetryPolicy
+from geosam_stac.retry import Retries, RetryPolicy
 
-NO_WAIT = RetryPolicy(attempts=4, base_s=0.0, timeout_s=(2.0, 2.0), sleep=lambda s: None)
+NO_WAIT = Retries(RetryPolicy(tries=4, base_s=0.0, timeout_s=2.0), wait=lambda s: None)
 
 
 class FileServer:

@@ -22,6 +22,8 @@ from geosam_stac.encoders.checkpoints import (
 from geosam_stac.encoders.registry import ModelEntry, find_model
 from geosam_stac.errors import ConfigurationError, StorageError, TemporaryError, UsageError
 from geosam_stac.events import Download, Event, Notice
+from geosam_stac.retry import Retries, RetryPolicy
+from tests.quick import quick
 
 from .conftest import NO_WAIT, FileServer
 
@@ -96,7 +98,7 @@ def test_other_scheme_is_refused(tmp_path: Path) -> None:
 def test_fetch_with_published_sha256(server: FileServer, tmp_path: Path) -> None:
     events: list[Event] = []
     entry = entry_of(server, sha256=server.sha256)
-    weights = resolve(entry, None, cache_dir=tmp_path, sink=events.append, retry=NO_WAIT)
+    weights = resolve(entry, None, cache_dir=tmp_path, sink=events.append, retries=NO_WAIT)
     assert weights.path == tmp_path / "sam2.1_hiera_tiny.pt"
     assert weights.path.read_bytes() == server.body
     assert (weights.sha256, weights.label, weights.upstream) == (server.sha256, "upstream", True)
@@ -108,14 +110,14 @@ def test_fetch_with_published_sha256(server: FileServer, tmp_path: Path) -> None
     assert not [event for event in events if isinstance(event, Notice)]
     assert leftovers(tmp_path) == {"sam2.1_hiera_tiny.pt"}
     # The second time nothing is asked of the server.
-    assert resolve(entry, None, cache_dir=tmp_path, retry=NO_WAIT) == weights
+    assert resolve(entry, None, cache_dir=tmp_path, retries=NO_WAIT) == weights
     assert len(server.requests) == 1
 
 
 def test_first_fetch_pins(server: FileServer, tmp_path: Path) -> None:
     events: list[Event] = []
     entry = entry_of(server)
-    path = fetch(entry, cache_dir=tmp_path, sink=events.append, retry=NO_WAIT)
+    path = fetch(entry, cache_dir=tmp_path, sink=events.append, retries=NO_WAIT)
     pin = tmp_path / "sam2.1_hiera_tiny.pt.sha256"
     assert pin.read_text() == f"{server.sha256}  sam2.1_hiera_tiny.pt\n"
     [notice] = [event for event in events if isinstance(event, Notice)]
@@ -126,7 +128,7 @@ def test_first_fetch_pins(server: FileServer, tmp_path: Path) -> None:
     path.unlink()
     server.body = server.body[:-1] + b"!"
     with pytest.raises(ConfigurationError, match="wrong sha256") as caught:
-        fetch(entry, cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(entry, cache_dir=tmp_path, retries=NO_WAIT)
     assert caught.value.expected == pin.read_text()[:64]
     assert caught.value.got == server.sha256
     assert leftovers(tmp_path) == {pin.name}
@@ -134,14 +136,14 @@ def test_first_fetch_pins(server: FileServer, tmp_path: Path) -> None:
 
 def test_wrong_sha256(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="wrong sha256") as caught:
-        fetch(entry_of(server, sha256="0" * 64), cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(entry_of(server, sha256="0" * 64), cache_dir=tmp_path, retries=NO_WAIT)
     assert (caught.value.expected, caught.value.got) == ("0" * 64, server.sha256)
     assert leftovers(tmp_path) == set()
 
 
 def test_breaks_off_and_goes_on(server: FileServer, tmp_path: Path) -> None:
     server.break_after = [30 * CHUNK, 8 * CHUNK]
-    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     asked = [(ranged, condition) for _, ranged, condition in server.requests]
     assert asked == [
@@ -153,12 +155,12 @@ def test_goes_on_in_a_new_process_after_giving_up(server: FileServer, tmp_path: 
     server.break_after = [15 * CHUNK] + [0] * 3
     entry = entry_of(server)
     with pytest.raises(TemporaryError):
-        fetch(entry, cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(entry, cache_dir=tmp_path, retries=NO_WAIT)
     assert leftovers(tmp_path) == {
         "sam2.1_hiera_tiny.pt.part",
         "sam2.1_hiera_tiny.pt.part.json",
     }
-    assert fetch(entry, cache_dir=tmp_path, retry=NO_WAIT).read_bytes() == server.body
+    assert fetch(entry, cache_dir=tmp_path, retries=NO_WAIT).read_bytes() == server.body
     assert server.requests[-1][1:] == (f"bytes={15 * CHUNK}-", '"v1"')
 
 
@@ -167,7 +169,7 @@ def test_resumes_with_last_modified_when_the_etag_is_weak(
 ) -> None:
     server.etag, server.last_modified = 'W/"v1"', "Sat, 01 Jun 2024 00:00:00 GMT"
     server.break_after = [30 * CHUNK]
-    path = fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     assert server.requests[1][1:] == (f"bytes={30 * CHUNK}-", "Sat, 01 Jun 2024 00:00:00 GMT")
 
@@ -175,7 +177,7 @@ def test_resumes_with_last_modified_when_the_etag_is_weak(
 def test_without_validator_or_sha256_starts_again(server: FileServer, tmp_path: Path) -> None:
     server.etag = None
     server.break_after = [30 * CHUNK]
-    path = fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     assert server.requests[1][1] is None
 
@@ -183,7 +185,7 @@ def test_without_validator_or_sha256_starts_again(server: FileServer, tmp_path: 
 def test_server_ignores_range(server: FileServer, tmp_path: Path) -> None:
     server.ranges = False
     server.break_after = [30 * CHUNK]
-    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     assert server.requests[1][1] == f"bytes={30 * CHUNK}-"
 
@@ -191,9 +193,9 @@ def test_server_ignores_range(server: FileServer, tmp_path: Path) -> None:
 def test_file_changes_between_tries(server: FileServer, tmp_path: Path) -> None:
     server.break_after = [15 * CHUNK] + [0] * 3
     with pytest.raises(TemporaryError):
-        fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT)
     server.body, server.etag = server.body[::-1], '"v2"'
-    path = fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     assert server.requests[-1][1:] == (f"bytes={15 * CHUNK}-", '"v1"')
 
@@ -201,14 +203,14 @@ def test_file_changes_between_tries(server: FileServer, tmp_path: Path) -> None:
 def test_part_that_is_already_whole(server: FileServer, tmp_path: Path) -> None:
     part = tmp_path / "sam2.1_hiera_tiny.pt.part"
     part.write_bytes(server.body)
-    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     assert leftovers(tmp_path) == {path.name}
 
 
 def test_part_longer_than_the_file(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "sam2.1_hiera_tiny.pt.part").write_bytes(server.body + b"more")
-    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
 
 
@@ -216,7 +218,7 @@ def test_part_of_another_address_is_not_continued(server: FileServer, tmp_path: 
     (tmp_path / "sam2.1_hiera_tiny.pt.part").write_bytes(b"x" * 1000)
     notes = {"url_sha256": "0" * 64, "validator": '"v1"'}
     (tmp_path / "sam2.1_hiera_tiny.pt.part.json").write_text(json.dumps(notes))
-    path = fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT)
     assert path.read_bytes() == server.body
     assert server.requests[0][1] is None
 
@@ -226,32 +228,21 @@ def test_503_then_works(server: FileServer, tmp_path: Path) -> None:
     waits: list[float] = []
     server.statuses = [503, 429]
     server.headers = {"Retry-After": "7"}
-    retry = dataclasses.replace(NO_WAIT, sleep=waits.append, max_wait_s=5.0)
-    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, sink=events.append,
-                 retry=retry)  # fmt: skip
+    retries = Retries(RetryPolicy(base_s=0.0), wait=waits.append, sink=events.append)
+    path = fetch(entry_of(server, sha256=server.sha256), cache_dir=tmp_path, retries=retries)
     assert path.read_bytes() == server.body
-    assert waits == [5.0, 5.0]  # Retry-After, up to the longest wait
+    assert waits == [7.0, 7.0]
+    assert retries.counts() == {"checkpoint": 2}
     notices = [event for event in events if isinstance(event, Notice)]
     assert [notice.level for notice in notices] == ["warning", "warning"]
     assert "503" in notices[0].message
 
 
-def test_backoff_grows_and_is_bounded() -> None:
-    waits: list[float] = []
-    retry = dataclasses.replace(NO_WAIT, base_s=1.0, max_wait_s=4.0, sleep=waits.append)
-    for tries in [1, 2, 3, 4, 5, 9] * 50:
-        retry.wait(tries, None)
-    for index, ceiling in enumerate([1.0, 2.0, 4.0, 4.0, 4.0, 4.0]):
-        column = waits[index::6]
-        assert 0.5 * ceiling < max(column) <= ceiling
-        assert min(column) < 0.5 * ceiling  # jitter
-
-
 def test_always_503(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [503] * 10
     with pytest.raises(TemporaryError) as caught:
-        resolve(entry_of(server), None, cache_dir=tmp_path, retry=NO_WAIT)
-    assert len(server.requests) == NO_WAIT.attempts
+        resolve(entry_of(server), None, cache_dir=tmp_path, retries=NO_WAIT)
+    assert len(server.requests) == NO_WAIT.policy.tries
     assert caught.value.exit_code == 75
     text = str(caught.value)
     assert server.url("/092824/sam2.1_hiera_tiny.pt") in text
@@ -263,7 +254,7 @@ def test_unreachable(server: FileServer, tmp_path: Path) -> None:
     entry = entry_of(server)
     server.close()
     with pytest.raises(TemporaryError, match="cannot be reached"):
-        fetch(entry, cache_dir=tmp_path, retry=dataclasses.replace(NO_WAIT, attempts=2))
+        fetch(entry, cache_dir=tmp_path, retries=quick(2))
 
 
 @pytest.fixture
@@ -279,7 +270,7 @@ def gated(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> ModelEntry:
 
 def test_gated_with_a_token(server: FileServer, gated: ModelEntry, tmp_path: Path) -> None:
     server.break_after = [30 * CHUNK]
-    weights = resolve(gated, None, cache_dir=tmp_path, retry=NO_WAIT, token="hf_SECRET")
+    weights = resolve(gated, None, cache_dir=tmp_path, retries=NO_WAIT, token="hf_SECRET")
     assert weights.upstream
     assert server.authorizations == ["Bearer hf_SECRET"] * 2
     notes = "".join(path.read_text() for path in tmp_path.glob("*.json"))
@@ -305,7 +296,7 @@ def test_gated_and_refused(
 ) -> None:
     server.statuses = [status]
     with pytest.raises(ConfigurationError, match=r"accept their licence \(SAM License\)") as caught:
-        resolve(gated, None, cache_dir=tmp_path, retry=NO_WAIT, token=token)
+        resolve(gated, None, cache_dir=tmp_path, retries=NO_WAIT, token=token)
     text = str(caught.value)
     assert len(server.requests) == 1, "refused is not retried"
     assert all(word in text for word in words)
@@ -316,7 +307,7 @@ def test_gated_and_refused(
 
 
 def test_other_hosts_get_no_token(server: FileServer, tmp_path: Path) -> None:
-    fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT, token="hf_SECRET")
+    fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT, token="hf_SECRET")
     assert server.authorizations == [None]
     access = download.Access(token="hf_SECRET")
     assert access.headers("https://huggingface.co/facebook/sam3/resolve/main/sam3.pt")
@@ -346,14 +337,14 @@ def test_hugging_face_token(tmp_path: Path) -> None:
 def test_404_is_not_retried(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [404]
     with pytest.raises(ConfigurationError, match="404"):
-        fetch(entry_of(server), cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(entry_of(server), cache_dir=tmp_path, retries=NO_WAIT)
     assert len(server.requests) == 1
 
 
 def test_another_size_is_told_before_it_is_fetched(server: FileServer, tmp_path: Path) -> None:
     entry = dataclasses.replace(entry_of(server), size_bytes=99)
     with pytest.raises(ConfigurationError, match="another file") as caught:
-        fetch(entry, cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(entry, cache_dir=tmp_path, retries=NO_WAIT)
     assert (caught.value.expected, caught.value.got) == ("99 bytes", "3500000 bytes")
     assert leftovers(tmp_path) == set()
 
@@ -361,18 +352,18 @@ def test_another_size_is_told_before_it_is_fetched(server: FileServer, tmp_path:
 def test_url_is_cached_by_address_and_keeps_its_secret(server: FileServer, tmp_path: Path) -> None:
     events: list[Event] = []
     url = server.url("/mine/model.pt?token=SECRET")
-    first = resolve(TINY, url, cache_dir=tmp_path, sink=events.append, retry=NO_WAIT)
+    first = resolve(TINY, url, cache_dir=tmp_path, sink=events.append, retries=NO_WAIT)
     assert first.path is not None
     assert first.path.name.endswith("-model.pt")
     assert (first.label, first.sha256) == ("model.pt", server.sha256)
     assert not first.upstream
-    other = resolve(TINY, server.url("/other/model.pt"), cache_dir=tmp_path, retry=NO_WAIT)
+    other = resolve(TINY, server.url("/other/model.pt"), cache_dir=tmp_path, retries=NO_WAIT)
     assert other.path != first.path
-    assert resolve(TINY, url, cache_dir=tmp_path, retry=NO_WAIT) == first
+    assert resolve(TINY, url, cache_dir=tmp_path, retries=NO_WAIT) == first
     assert len(server.requests) == 2
     server.statuses = [403]
     with pytest.raises(ConfigurationError) as caught:
-        fetch(server.url("/x.pt?token=SECRET"), cache_dir=tmp_path, retry=NO_WAIT)
+        fetch(server.url("/x.pt?token=SECRET"), cache_dir=tmp_path, retries=NO_WAIT)
     seen = str(caught.value) + repr(events) + " ".join(leftovers(tmp_path))
     seen += "".join(p.read_text() for p in tmp_path.glob("*.json"))
     assert "SECRET" not in seen
@@ -390,7 +381,7 @@ def test_two_at_once(
     notices: list[Event] = []
 
     def run() -> None:
-        results.append(fetch(entry, cache_dir=tmp_path, sink=notices.append, retry=NO_WAIT))
+        results.append(fetch(entry, cache_dir=tmp_path, sink=notices.append, retries=NO_WAIT))
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -413,10 +404,10 @@ def test_two_at_once(
 
 def test_damaged_cache_is_told(server: FileServer, tmp_path: Path) -> None:
     entry = entry_of(server, sha256=server.sha256)
-    path = fetch(entry, cache_dir=tmp_path, retry=NO_WAIT)
+    path = fetch(entry, cache_dir=tmp_path, retries=NO_WAIT)
     path.write_bytes(server.body[:-1] + b"!")
     with pytest.raises(ConfigurationError, match="damaged") as caught:
-        resolve(entry, None, cache_dir=tmp_path, retry=NO_WAIT)
+        resolve(entry, None, cache_dir=tmp_path, retries=NO_WAIT)
     assert server.sha256 in str(caught.value)
     assert verify(entry, tmp_path).ok is False
 
@@ -425,13 +416,13 @@ def test_damaged_cache_is_told(server: FileServer, tmp_path: Path) -> None:
 def test_cache_cannot_be_written(server: FileServer, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="GEOSAM_STAC_CACHE"):
-        fetch(entry_of(server), cache_dir=tmp_path / "cache", retry=NO_WAIT)
+        fetch(entry_of(server), cache_dir=tmp_path / "cache", retries=NO_WAIT)
 
 
 def test_cache_is_a_file(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(StorageError, match="GEOSAM_STAC_CACHE"):
-        fetch(entry_of(server), cache_dir=tmp_path / "cache", retry=NO_WAIT)
+        fetch(entry_of(server), cache_dir=tmp_path / "cache", retries=NO_WAIT)
 
 
 def test_verify_model_not_fetched(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from geosam_stac.errors import ConfigurationError, DataError, StorageError, TemporaryError
 from geosam_stac.storage import Store, read_bytes, read_text
+from tests.quick import quick
 from tests.servers import (
     gcs_endpoint,  # noqa: F401  (a fixture)
     s3_denied,
@@ -132,7 +133,7 @@ def test_a_body_that_arrives_changed_is_an_error(gcs_endpoint, monkeypatch):  # 
     # The emulator itself drops a carriage return at the end of a body.
     use_gcs(monkeypatch, gcs_endpoint)
     with pytest.raises(TemporaryError, match="MD5"):
-        Store("gs://bucket/x").put("t/changed", b"abc\r")
+        Store("gs://bucket/x", retries=quick(2)).put("t/changed", b"abc\r")
 
 
 def test_an_empty_object(store):
@@ -180,7 +181,7 @@ def test_an_endpoint_that_is_down_is_temporary(monkeypatch):
     use_s3(monkeypatch, "http://127.0.0.1:9")
     begun = time.monotonic()
     with pytest.raises(TemporaryError) as caught:
-        Store("s3://bucket/x").put("a", b"")
+        Store("s3://bucket/x", retries=quick(2)).put("a", b"")
     assert caught.value.retryable
     assert time.monotonic() - begun < 120
 

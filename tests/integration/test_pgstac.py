@@ -26,6 +26,7 @@ from geosam_stac.sources.query import SearchQuery
 from geosam_stac.sources.search import search
 from tests import rasters
 from tests.pgstac import pgstac  # noqa: F401  (a fixture)
+from tests.quick import quick
 
 SIZE_PX = 64
 COUNT = 20
@@ -121,7 +122,9 @@ def api(pgstac, files):  # noqa: F811
 
 
 def ask(api, **query):
-    return list(search(SearchQuery(**{"url": api, "collections": COLLECTIONS} | query), retries=0))
+    return list(
+        search(SearchQuery(**{"url": api, "collections": COLLECTIONS} | query), retries=quick(1))
+    )
 
 
 def ids(found):
@@ -301,7 +304,7 @@ def test_503s_without_end(proxy):
     url, faults, log = proxy
     faults += [("POST", "/search", 503)] * 3
     with pytest.raises(TemporaryError, match="HTTP 503: a fault of the tests"):
-        list(search(SearchQuery(url=url), retries=1))
+        list(search(SearchQuery(url=url), retries=quick(2)))
     assert len([entry for entry in log if entry[0] == "POST"]) == 2
 
 

@@ -90,7 +90,7 @@ def test_without_a_signature_the_store_refuses(store, tmp_path):
     assert caught.value.exit_code == 65
 
 
-@pytest.mark.parametrize("uses", [8, 9])
+@pytest.mark.parametrize("uses", [9, 11])
 def test_a_signature_that_runs_out_in_mid_run_is_renewed(
     uses, store, tmp_path, fake_model, monkeypatch
 ):

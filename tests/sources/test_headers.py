@@ -12,6 +12,7 @@ from rasterio.enums import ColorInterp
 
 from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.sources.headers import read_header
+from tests.quick import quick
 from tests.rasters import NORTH_UP, values, write_tif
 
 
@@ -93,6 +94,6 @@ def test_what_is_not_there_or_no_raster(tmp_path):
     with pytest.raises(DataError, match=r"cannot be opened|not there"):
         read_header("\ud800.tif")
     with pytest.raises(TemporaryError) as caught:
-        read_header("http://127.0.0.1:1/a.tif?sig=secret")
+        read_header("http://127.0.0.1:1/a.tif?sig=secret", retries=quick(2))
     assert caught.value.href == "http://127.0.0.1:1/a.tif"
     assert "secret" not in str(caught.value)

@@ -20,6 +20,7 @@ from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.sources.geoparquet import BATCH_ROWS
 from geosam_stac.sources.itemfiles import failed_line, read_items
 from geosam_stac.sources.items import read_item
+from tests.quick import quick
 
 SIGNED = "https://x.test/a.tif?sv=2024&sig=topsecret"
 
@@ -52,6 +53,7 @@ def read(source, *, sink=lambda event: None, store=None):
             read_text=lambda href: read_bytes(href).decode(),
             read_bytes=read_bytes,
             sink=sink,
+            retries=quick(2),
         )
     )
 
@@ -307,10 +309,7 @@ def test_http(web, tmp_path):
         read(f"{web}/403")
 
 
-def test_http_without_answer(web, monkeypatch):
-    from geosam_stac.sources import itemfiles
-
-    monkeypatch.setattr(itemfiles, "RETRIES", itemfiles.RETRIES.new(total=0))
+def test_http_without_answer(web):
     with pytest.raises(TemporaryError, match="HTTP 503"):
         read(f"{web}/503")
     with pytest.raises(TemporaryError, match="did not answer"):

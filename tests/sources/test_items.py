@@ -6,11 +6,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from urllib3.util.retry import Retry
 
 from geosam_stac.errors import DataError, TemporaryError, UsageError
-from geosam_stac.sources import items, list_bands, parse_item, read_item
+from geosam_stac.sources import list_bands, parse_item, read_item
 from geosam_stac.sources.items import self_href
+from tests.quick import quick
 from tests.rasters import asset, document, write_item
 
 GOOD = document({"x": asset("./x.tif")})
@@ -239,9 +239,7 @@ def _server():
 
 
 @pytest.fixture
-def server(_server, monkeypatch):
-    monkeypatch.setattr(items, "RETRIES", items.RETRIES.new(backoff_factor=0, backoff_jitter=0))
-    assert isinstance(items.RETRIES, Retry)
+def server(_server):
     _server.answers, _server.requests = {}, []
     return _server
 
@@ -262,15 +260,17 @@ def test_http_and_relative_hrefs_of_the_url(server):
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(server, status):
     server.answers["/a"] = [(status, b""), (status, b""), (200, json.dumps(GOOD).encode())]
-    assert read_item(server.url + "/a").id == "scene-1"
+    retries = quick(5)
+    assert read_item(server.url + "/a", retries=retries).id == "scene-1"
     assert len(server.requests) == 3
+    assert retries.counts() == {"item": 2}
 
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_what_does_not_pass_is_temporary(server, status):
     server.answers["/a"] = [(status, b"")]
     with pytest.raises(TemporaryError, match=f"cannot answer now .*got HTTP {status}"):
-        read_item(server.url + "/a?token=secret")
+        read_item(server.url + "/a?token=secret", retries=quick(5))
     assert len(server.requests) == 5
 
 
@@ -287,17 +287,21 @@ def test_what_is_not_there_is_not_tried_again(server, status, hint):
 
 
 def test_html_in_a_200(server):
-    server.answers["/a"] = [(200, b"<html>Please sign in</html>")]
+    page = (200, b"<html>Please sign in</html>")
+    server.answers["/a"] = [page, (200, json.dumps(GOOD).encode())]
+    assert read_item(server.url + "/a", retries=quick(5)).id == "scene-1"
+    server.answers["/a"] = [page]
     with pytest.raises(DataError, match="not JSON but HTML"):
-        read_item(server.url + "/a")
+        read_item(server.url + "/a", retries=quick(5))
+    assert len(server.requests) == 5
 
 
 def test_a_server_that_is_not_there(server):
     with pytest.raises(TemporaryError, match="did not answer"):
-        read_item("http://127.0.0.1:1/item.json?sig=secret")
+        read_item("http://127.0.0.1:1/item.json?sig=secret", retries=quick(2))
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///a", "http://[::1/a", "http://a b/c"])
 def test_no_url(server, url):
     with pytest.raises((DataError, TemporaryError)):
-        read_item(url)
+        read_item(url, retries=quick(2))

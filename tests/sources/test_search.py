@@ -12,12 +12,13 @@ import threading
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from urllib3 import HTTPResponse
 
 from geosam_stac.errors import ConfigurationError, DataError, TemporaryError, UsageError
 from geosam_stac.events import Notice
+from geosam_stac.retry import Retries, RetryPolicy
 from geosam_stac.sources.query import SearchQuery
-from geosam_stac.sources.search import MAX_RETRY_AFTER_S, _Retry, search
+from geosam_stac.sources.search import search
+from tests.quick import quick
 
 SECRET = "topsecrettoken"
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
@@ -140,7 +141,7 @@ def ids(found):
 
 def ask(api, **query):
     options = {name: query.pop(name) for name in ("headers", "sink", "retries") if name in query}
-    return list(search(SearchQuery(url=api.url, **query), **{"retries": 0} | options))
+    return list(search(SearchQuery(url=api.url, **query), **{"retries": quick(1)} | options))
 
 
 def test_pages_are_read_lazily_and_in_order(serve):
@@ -217,11 +218,15 @@ def test_retries_on_post(serve):
     api = serve(1)
     api.answers = [(503, {"Retry-After": "0"}, "busy"), (429, {}, "slow")]
     heard = []
-    assert ids(ask(api, retries=2, sink=heard.append)) == ["i0"]
+    assert ids(ask(api, retries=quick(3, sink=heard.append))) == ["i0"]
     assert [method for method, path, *_ in api.requests if path == "/search"] == ["POST"] * 3
     assert [(one.message, one.level) for one in heard if isinstance(one, Notice)] == [
-        ("the STAC API: HTTP 503, another try follows", "warning"),
-        ("the STAC API: HTTP 429, another try follows", "warning"),
+        (
+            f"the server cannot answer now (href {api.url}/search); got HTTP {status}; "
+            "trying again in 0.0 s",
+            "warning",
+        )
+        for status in (503, 429)
     ]
 
 
@@ -229,16 +234,18 @@ def test_retries_end(serve):
     api = serve(1)
     api.answers = [(503, {}, {"description": "the database sleeps"})] * 3
     with pytest.raises(TemporaryError, match="HTTP 503: the database sleeps"):
-        ask(api, retries=1)
+        ask(api, retries=quick(2))
     assert len(api.sent()) == 2
 
 
-def test_retry_after_has_a_bound():
-    retry = _Retry.of(3, print).new(total=2)
-    response = HTTPResponse(headers={"Retry-After": "86400"})
-    assert retry.get_retry_after(response) == MAX_RETRY_AFTER_S
-    assert retry._sink is print
-    assert retry.is_retry("POST", 503)
+def test_retry_after_is_heard(serve):
+    api = serve(1)
+    api.answers = [(429, {"Retry-After": "86400"}, "slow")]
+    waits = []
+    retries = Retries(RetryPolicy(deadline_s=50.0), wait=waits.append, clock=lambda: 0.0)
+    assert ids(ask(api, retries=retries)) == ["i0"]
+    assert waits == [50.0]
+    assert retries.counts() == {"search": 1}
 
 
 def test_get_where_there_is_no_post(serve):
@@ -324,7 +331,7 @@ def test_a_refused_search_says_the_servers_words(serve, body, words):
 
 def test_a_refused_next_page_is_no_mistake_of_the_user(serve):
     api = serve(3)
-    found = search(SearchQuery(url=api.url, page_size=2), retries=0)
+    found = search(SearchQuery(url=api.url, page_size=2), retries=quick(1))
     assert [next(found).item.id, next(found).item.id] == ["i0", "i1"]
     api.answers = [(400, {}, "the token has expired")]
     with pytest.raises(DataError, match=r"next page of results.*the token has expired"):
@@ -370,7 +377,7 @@ def test_nobody_there(serve):
     api.close()
     url = f"{api.url}/?token={SECRET}"
     with pytest.raises(TemporaryError, match="did not answer") as caught:
-        list(search(SearchQuery(url=url), retries=0))
+        list(search(SearchQuery(url=url), retries=quick(1)))
     assert SECRET not in str(caught.value)
     api.__init__(0)  # for the fixture to close
 

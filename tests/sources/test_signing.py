@@ -222,14 +222,12 @@ def test_a_service_that_gives_none(status, body, kind, service):
     assert caught.value.exit_code == 65
 
 
-def test_a_service_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(signing, "http_session", signing.requests.Session)  # no second tries
+def test_a_service_that_is_not_there():
     with pytest.raises(TemporaryError, match="did not answer"):
         PlanetaryComputer(token_url="http://127.0.0.1:9/token").sign(BLOB)
 
 
-def test_a_service_that_is_busy(service, monkeypatch):
-    monkeypatch.setattr(signing, "http_session", signing.requests.Session)
+def test_a_service_that_is_busy(service):
     service.answers = [(429, b"")]
     with pytest.raises(TemporaryError, match="HTTP 429"):
         PlanetaryComputer(token_url=service.url).sign(BLOB)
