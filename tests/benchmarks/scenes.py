@@ -100,6 +100,14 @@ class Nginx:
     url: str
     log: Path
 
+    def ranges(self) -> list[tuple[str, int, int]]:
+        """Path, first and last byte of each ranged request since the last call."""
+        time.sleep(0.5)  # nginx logs when a request has ended
+        lines = [line.split() for line in self.log.read_text().splitlines()]
+        self.log.write_text("")
+        spans = [(path, span) for path, span, _ in lines if span.startswith("bytes=")]
+        return [(path, *map(int, span.removeprefix("bytes=").split("-"))) for path, span in spans]
+
     def sent(self) -> tuple[int, int]:
         """Requests and bytes of bodies since the last call."""
         time.sleep(0.5)  # nginx logs when a request has ended
@@ -124,7 +132,7 @@ def nginx(root: Path, work: Path) -> Iterator[Nginx]:
         f"{'user root; ' if os.geteuid() == 0 else ''}daemon off; worker_processes 1;\n"
         f"pid {work}/pid; error_log {work}/error.log;\n"
         "events { worker_connections 256; }\n"
-        f"http {{ {temporary}\nlog_format sent '$request_method $status $body_bytes_sent';\n"
+        f"http {{ {temporary}\nlog_format sent '$request_uri $http_range $body_bytes_sent';\n"
         f"server {{ listen 127.0.0.1:{port}; root {root}; access_log {log} sent; }} }}\n"
     )
     process = subprocess.Popen(["nginx", "-c", work / "nginx.conf", "-p", work, "-e", work / "e"])
