@@ -11,6 +11,7 @@ import torch
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from geosam_stac import cards
 from geosam_stac.errors import DataError
 from geosam_stac.radiometry import fit_shape
 from geosam_stac.types import Window
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 Loaded = tuple[Mapping[str, torch.Tensor], "FeatureMetadata"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StoredChip:
     """A chip with features.
 
@@ -44,6 +45,24 @@ class StoredChip:
     bytes: int
     sha256: str
     load: Callable[[StoredChip], Loaded] = field(repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return cards.plain(self.id, self._facts())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; the tensors are not read for it."""
+        return cards.card(self.id, self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        height, width = self.geobox.shape
+        return {
+            "CRS": self.geobox.crs,
+            "bounds": ", ".join(f"{value:.8g}" for value in self.bounds),
+            "shape": f"{width} x {height} px",
+            "row, column": f"{self.row}, {self.col}",
+            "valid": f"{100 * self.valid_fraction:.0f} %",
+            "file": f"{self.feature_href} ({cards.megabytes(self.bytes)})",
+        }
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:

@@ -16,7 +16,7 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from geosam_stac import features, hrefs, manifest
+from geosam_stac import cards, features, hrefs, manifest
 from geosam_stac.encoders.registry import ModelEntry, find_model
 from geosam_stac.errors import DataError, GeosamStacError, UsageError
 from geosam_stac.events import Sink, ignore
@@ -89,11 +89,29 @@ class FeatureItem:
         self._cache_dir, self._token, self._sink = cache_dir, token, sink
 
     def __repr__(self) -> str:
+        return cards.plain(self.item.id, self._facts())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the facts and the thumbnail, if it can be had."""
+        picture = None
+        asset = self.item.assets.get("thumbnail")
+        with contextlib.suppress(GeosamStacError):  # a missing picture must not hide the facts
+            picture = None if asset is None else self.read_key(asset.href)
+        return cards.card(self.item.id, self._facts(), png=picture)
+
+    def _facts(self) -> dict[str, object]:
+        """Of the Item alone, until the manifest was asked for: nothing is read to be shown."""
         said = self.item.properties
-        return (
-            f"<FeatureItem {self.item.id}: {said.get('table:row_count')} chips of "
-            f"{said.get('mlm:name')}, {said.get('proj:code')}>"
-        )
+        facts: dict[str, object] = {
+            "model": said.get("mlm:name"),
+            "CRS": said.get("proj:code"),
+            "resolution": said.get("geosam:resolution"),
+            "chips": said.get("table:row_count"),
+            "skipped": said.get("geosam:chips_skipped"),
+        }
+        if "manifest" in self.__dict__:
+            facts["size"] = cards.megabytes(float(self.manifest["bytes"].sum()))
+        return facts
 
     @property
     def model(self) -> ModelEntry:
