@@ -197,7 +197,8 @@ class EncodeConfig:
     )
     memory_strategy: str = option(
         "balanced",
-        "balanced: free cached device memory every 16 chips. low: batches of one, freed each time.",
+        "balanced: free cached device memory every 16 chips, where it is short. low: batches of "
+        "one, freed each time.",
         panel="Model",
     )
     # The output

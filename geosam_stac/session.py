@@ -324,7 +324,7 @@ class Session:
         self._since_freed += chips
         every = 1 if self.config.memory_strategy == "low" else FREE_EVERY_CHIPS
         if self._since_freed >= every:
-            self.encoder.free_cached_memory()
+            self.encoder.free_cached_memory(if_short=self.config.memory_strategy != "low")
             self._since_freed = 0
 
 

@@ -91,7 +91,7 @@ class FakeEncoder:
     def fitting_batch(self) -> int:
         return 4
 
-    def free_cached_memory(self) -> None:
+    def free_cached_memory(self, *, if_short: bool = False) -> None:
         self.freed += 1
 
 

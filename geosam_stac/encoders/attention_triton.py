@@ -74,6 +74,20 @@ def _kernel(
     tl.store(o_at, out.to(OUT.dtype.element_ty), mask=q_mask)
 
 
+def _power_of_2(number: int) -> int:
+    """The next power of two, at least the 16 that matrix units take."""
+    return max(16, 1 << (number - 1).bit_length())
+
+
+@torch.compiler.assume_constant_result
+def _has_room(device: torch.device) -> bool:
+    """Whether two blocks of keys and values fit shared memory: data centre GPUs have 160 KB."""
+    if device.type != "cuda":
+        return False
+    capability = torch.cuda.get_device_capability(device)
+    return (capability[0] >= 9 and capability[0] != 12) or capability == (8, 0)
+
+
 def fused(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -91,11 +105,11 @@ def fused(
     rel_h, rel_w = rel_h.contiguous(), rel_w.contiguous()
     # Tokens before heads, as the projection that follows reads it.
     out = torch.empty((batch, n, heads, d), dtype=q.dtype, device=q.device).transpose(1, 2)
-    side = max(16, triton.next_power_of_2(columns))
+    side = _power_of_2(columns)
     half = q.element_size() == 2
     queries = 128 if half and n > 256 else 64  # a window's 196 queries fill four blocks of 64
     # The batch of windows is long: it stands in the grid's second axis, up to 65,535.
-    grid = (triton.cdiv(n, queries), batch * heads)
+    grid = (-(-n // queries), batch * heads)
     if grid[1] > 65_535:
         each = max(1, 65_535 // heads)
         parts = (t.split(each) for t in (q, k, v, rel_h, rel_w))
@@ -104,8 +118,8 @@ def fused(
         q, k, v, rel_h, rel_w, out,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, n, d, rows, columns, scale,
-        ROWS=max(1, _BLOCK_KEYS // side), SIDE=side, WIDE=max(16, triton.next_power_of_2(d)),
+        ROWS=max(1, _BLOCK_KEYS // side), SIDE=side, WIDE=_power_of_2(d),
         QUERIES=queries, PRECISION="ieee", num_warps=4 if queries == 64 else 8,
-        num_stages=2,
+        num_stages=2 if half and _has_room(q.device) else 1,
     )  # fmt: skip
     return out

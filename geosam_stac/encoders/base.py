@@ -9,6 +9,7 @@ down, by streams of their own, in pinned memory, while the next batch is compute
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -47,10 +48,13 @@ COMPILE_MODES = {
 }
 # Of a GPU's free memory; the rest is for the compiler's workspaces and fragments.
 MEMORY_SHARE = 0.8
-# A larger batch was never faster: an H100 is full with some 100,000 tokens.
+# Below this share of free memory, what is cached is given back for others.
+SHORT_SHARE = 0.15
+# Tokens enough to fill the largest GPUs: 32 chips of ViT are 131,072. Not yet measured on one.
 MOST_CHIPS = 32
 
 
+_log = logging.getLogger(__name__)
 _FINITE = "finite"
 _Result = TypeVar("_Result")
 
@@ -89,8 +93,8 @@ class ImageEncoder(Protocol):
     def fitting_batch(self) -> int:
         """How many chips a batch may have, by the device's free memory."""
 
-    def free_cached_memory(self) -> None:
-        """Give back device memory that torch holds for later."""
+    def free_cached_memory(self, *, if_short: bool = False) -> None:
+        """Give back device memory that torch holds for later; see `TorchEncoder`."""
 
 
 class TorchEncoder:
@@ -232,10 +236,18 @@ class TorchEncoder:
         self._forward(torch.zeros((chips, 3, size, size), device=self.device))
         return torch.cuda.max_memory_allocated(self.device) - before
 
-    def free_cached_memory(self) -> None:
-        """Give back device memory that torch holds for later; nothing to do on the CPU."""
+    def free_cached_memory(self, *, if_short: bool = False) -> None:
+        """Give back device memory that torch holds for later; nothing to do on the CPU.
+
+        With `if_short` only where little of a GPU is free: giving back waits for the device, and
+        the next batch has to ask for it all again.
+        """
         try:
             if self.device.startswith("cuda"):
+                if if_short:
+                    free, total = torch.cuda.mem_get_info(self.device)
+                    if free > SHORT_SHARE * total:
+                        return
                 with torch.cuda.device(self.device):
                     torch.cuda.empty_cache()
             elif self.device == "mps":
@@ -286,10 +298,19 @@ class TorchEncoder:
         missing = self._compiled_chips - len(images)
         if missing:
             images = torch.cat([images, images.new_zeros((missing, *images.shape[1:]))])
+        from torch._dynamo.exc import TorchDynamoException
+
         if self._compiled is None:
             self._compiled = torch.compile(self._forward, dynamic=False, mode=self._mode)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        return self._compiled(images)
+        try:
+            return self._compiled(images)
+        except TorchDynamoException as error:  # no C compiler, a Triton that does not fit, ...
+            if device_failure(error, self.device) is not None:
+                raise
+            _log.warning("the encoder is not compiled: %s", str(error).partition("\n")[0])
+            self._mode = None
+        return self._forward(images)
 
     def _upload(self, pixels: torch.Tensor) -> torch.Tensor:
         if not self.device.startswith("cuda"):

@@ -34,14 +34,14 @@ def encoder_tflops(device: str, precision: str) -> float:
 def expected_rate(fp32_tflops: float, precision_tflops: float) -> float:
     """An encoder's TFLOP/s from the rates of matrix products in fp32 and in its precision.
 
-    The products take their own time; all else (normalisation, softmax, windows, copies) takes as
-    long again as the products would in fp32, and no less in a lower precision.
+    The products take their own time; all else (normalisation, softmax, windows, copies) takes half
+    as long again as the products would in fp32, and no less in a lower precision.
 
     Measured on 2 cores of a Xeon with AMX (torch 2.15), whose matrix rates were 0.33 (fp32) and
-    1.3 TFLOP/s (bf16), which makes 0.16 and 0.26 here: SAM 2.1 tiny reached 0.09 and 0.23, SAM
-    ViT-B 0.11 and 0.23. The constant has not been measured on a GPU.
+    1.3 TFLOP/s (bf16), which makes 0.22 and 0.44 here: SAM 2.1 tiny reached 0.22 and 0.49, SAM
+    ViT-B 0.18 and 0.67. The constant has not been measured on a GPU.
     """
-    return 1 / (1 / precision_tflops + 1 / fp32_tflops)
+    return 1 / (1 / precision_tflops + 0.5 / fp32_tflops)
 
 
 def _matrix_tflops(device: str, precision: str) -> float:

@@ -119,7 +119,9 @@ def flex(compiled):
     return run
 
 
-def attention_rows(device: str, dtype: torch.dtype, *, small: bool) -> list[list[str]]:
+def attention_rows(
+    device: str, dtype: torch.dtype, *, small: bool, repeats: int
+) -> list[list[str]]:
     """Each candidate on a global block and on the windows of a chip, of ViT-B and ViT-H."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -144,7 +146,7 @@ def attention_rows(device: str, dtype: torch.dtype, *, small: bool) -> list[list
             for name, attend in candidates.items():
                 try:
                     wrong = error(attend(*given), exact)
-                    took = seconds(lambda: attend(*given), device, repeats=10)  # noqa: B023
+                    took = seconds(lambda: attend(*given), device, repeats=repeats)  # noqa: B023
                     said = [f"{took * 1e3 / chips:.2f}", f"{wrong:.1e}"]
                 except Exception as failure:  # noqa: BLE001 - a candidate that fails is a result
                     said = ["failed", str(failure).partition("\n")[0][:60]]
@@ -337,7 +339,7 @@ def main() -> None:
     if not options.no_attention:
         for dtype in (torch.bfloat16,) if cuda else (torch.float32, torch.bfloat16):
             with torch.inference_mode():
-                found = attention_rows(options.device, dtype, small=options.small)
+                found = attention_rows(options.device, dtype, small=options.small, repeats=repeats)
             attention += [[str(dtype).removeprefix("torch."), *row] for row in found]
     rows: list[list[str]] = []
     left = []

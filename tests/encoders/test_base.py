@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from pathlib import Path
@@ -196,6 +197,27 @@ def test_a_compiled_encoder_sees_batches_of_one_size(monkeypatch: pytest.MonkeyP
     assert sizes[-1] == 4
 
 
+def test_what_cannot_be_compiled_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    tries = []
+
+    def fail(images: torch.Tensor) -> None:
+        tries.append(len(images))
+        raise InternalTorchDynamoError("no C compiler\nlong advice")
+
+    monkeypatch.setattr(torch, "compile", lambda work, **options: fail)
+    encoder = make(Identity, compile="on")
+    pixels = chips(1)
+    found = [encoder.encode(pixels, (SIZE, SIZE))["image_embed"] for _ in range(2)]
+    assert torch.equal(found[0], make(Identity).encode(pixels, (SIZE, SIZE))["image_embed"])
+    assert torch.equal(found[0], found[1])
+    assert tries == [1]
+    assert caplog.messages == ["the encoder is not compiled: no C compiler"]
+
+
 def test_out_of_memory_lets_a_compiled_encoder_take_smaller_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -229,6 +251,22 @@ def test_the_batch_that_fits_a_gpu(
     monkeypatch.setattr(encoder, "free_cached_memory", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (int(free * gigabyte), 0))
     assert encoder.fitting_batch() == batch
+
+
+@pytest.mark.parametrize(("free", "given_back"), [(80, 0), (5, 1)])
+def test_cached_memory_is_kept_where_there_is_enough(
+    monkeypatch: pytest.MonkeyPatch, free: int, given_back: int
+) -> None:
+    encoder = make(Identity)
+    encoder.device = "cuda:0"
+    calls: list[int] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (free, 100))
+    monkeypatch.setattr(torch.cuda, "device", lambda on: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
+    encoder.free_cached_memory(if_short=True)
+    assert len(calls) == given_back
+    encoder.free_cached_memory()
+    assert len(calls) == given_back + 1
 
 
 def test_a_cpu_takes_a_chip_at_a_time() -> None:
