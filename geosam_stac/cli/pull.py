@@ -89,5 +89,6 @@ def pull(
         console.result(str(result.folder))
     there = f", {result.chips_there:,} were there already" if result.chips_there else ""
     console.note(
-        f"{result.chips_pulled:,} chips pulled{there}: {result.bytes_read / 1e6:,.1f} MB read"
+        f"{result.chips_pulled:,} chip{'' if result.chips_pulled == 1 else 's'} pulled{there}: "
+        f"{result.bytes_read / 1e6:,.1f} MB read"
     )
