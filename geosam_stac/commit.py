@@ -32,6 +32,32 @@ _NO_ITEM = (pystac.STACError, pystac.STACTypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a scene was encoded on, and with whose weights.
+
+    `sources` says where each option that was given came from. `model_href` is where the published
+    weights lie; None for random ones, and for a file of the user's own.
+    """
+
+    device: str
+    precision: str
+    batch_size: int
+    sources: Mapping[str, str]
+    model_href: str | None
+
+    @classmethod
+    def of(cls, session: Session) -> Machine:
+        """The machine that a session runs on."""
+        return cls(
+            device=session.device,
+            precision=session.precision,
+            batch_size=session.batch_size,
+            sources=dict(session.config_sources),
+            model_href=session.entry.url if session.weights.upstream else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """All that a run over a scene came to. `limits`: (lo, hi) in source values, or untouched."""
 
@@ -41,7 +67,7 @@ class Outcome:
     spec: EncoderSpec
     config: EncodeConfig
     digest: str
-    session: Session
+    machine: Machine
     limits: tuple[float, float] | None
     rows: tuple[ManifestRow, ...]
     skipped: tuple[SkippedRow, ...]
@@ -135,7 +161,7 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
         config=outcome.config,
         layout=layout,
         digest=outcome.digest,
-        precision=outcome.session.precision,
+        precision=outcome.machine.precision,
         value_range=outcome.limits,
         href=store.href,
         manifest=table,
@@ -146,8 +172,7 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
         chips_failed=0,
         software=provenance.software(),
         created=created,
-        # Random weights, and a file of the user's own, are not derived from the published ones.
-        model_href=outcome.session.entry.url if outcome.session.weights.upstream else None,
+        model_href=outcome.machine.model_href,
     )
     put(layout.item, items.to_bytes(item))
     return item, sum(written)
@@ -160,7 +185,7 @@ def _crs(scene: Scene) -> CRS:
 
 
 def _run_document(outcome: Outcome, created: datetime) -> bytes:
-    session = outcome.session
+    machine = outcome.machine
     return provenance.run_document(
         config=outcome.config.as_dict(),
         facts={
@@ -168,9 +193,9 @@ def _run_document(outcome: Outcome, created: datetime) -> bytes:
             "source": outcome.scene.href,
             "config_digest": outcome.digest,
             "model": dataclasses.asdict(outcome.spec),
-            "device": session.device,
-            "precision": session.precision,
-            "batch_size": session.batch_size,
+            "device": machine.device,
+            "precision": machine.precision,
+            "batch_size": machine.batch_size,
             "value_range": outcome.limits,
             "chips_encoded": len(outcome.rows),
             "chips_skipped": len(outcome.skipped),
@@ -179,6 +204,6 @@ def _run_document(outcome: Outcome, created: datetime) -> bytes:
             "bytes_read": outcome.bytes_read,
             "retries": dict(outcome.retries),
         },
-        sources=session.config_sources,
+        sources=machine.sources,
         created=created,
     )

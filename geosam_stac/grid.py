@@ -5,12 +5,12 @@ Owns the chip rule of SPEC-geosam section 2. Reads no pixels and imports no rast
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from odc.geo.geobox import GeoBox
 
 from geosam_stac.errors import UsageError
-from geosam_stac.types import BlockRef, ChipGrid, ChipRef, Window
+from geosam_stac.types import BlockRef, ChipGrid, ChipRef, Part, Window
 from geosam_stac.windows import slices, union
 
 # Chips a side of a read block: 4 x 4 chips of 1024 px at stride 512 are 2560 px square, which
@@ -95,6 +95,20 @@ def blocks(grid: ChipGrid, *, chips_a_side: int = BLOCK_CHIPS) -> Iterator[Block
             band = []
         band.append(chip)
     yield from _split_columns(grid, band, chips_a_side)
+
+
+def blocks_of(every: Sequence[BlockRef], part: Part) -> Sequence[BlockRef]:
+    """A part's blocks: contiguous, balanced by their chips; each block is in exactly one part."""
+    total = sum(len(block.chips) for block in every)
+    bounds, done = [0], 0
+    for number, block in enumerate(every):
+        # A block belongs to the part in which its middle lies.
+        middle = 2 * done + len(block.chips)
+        while len(bounds) < part.count and middle * part.count >= 2 * total * len(bounds):
+            bounds.append(number)
+        done += len(block.chips)
+    bounds += [len(every)] * (part.count + 1 - len(bounds))
+    return every[bounds[part.index] : bounds[part.index + 1]]
 
 
 def _split_columns(grid: ChipGrid, band: list[ChipRef], chips_a_side: int) -> Iterator[BlockRef]:

@@ -1,7 +1,7 @@
 """Names and keys of an output: what a scene's folder is called and where its files lie in it.
 
 Pure string arithmetic (SPEC-geosam section 3, SPEC-stac section 2). Ids come from strangers, so
-everything that becomes part of a key passes `sanitize` first. Imports `errors` only.
+everything that becomes part of a key passes `sanitize` first. Imports `errors` and `types` only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from geosam_stac.errors import GeosamStacError
+from geosam_stac.types import Part
 
 MAX_NAME_LENGTH = 128
 """Longest sanitized source id, in characters. With model, digest and `.json` it stays below the
@@ -18,7 +19,7 @@ MAX_NAME_LENGTH = 128
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _RESERVED = frozenset(
-    {"manifest.parquet", "skipped.parquet", "run.json", "thumbnail.png", "journal"}
+    {"manifest.parquet", "skipped.parquet", "run.json", "thumbnail.png", "journal", "parts"}
 )
 
 
@@ -113,6 +114,15 @@ class Layout:
     def journal(self) -> str:
         """The folder of the record of finished chips; it goes when the Item is written."""
         return f"{self.item_id}/journal"
+
+    @property
+    def parts(self) -> str:
+        """The folder of what several machines did of this scene; it goes with the journal."""
+        return f"{self.item_id}/parts"
+
+    def part(self, part: Part, suffix: str) -> str:
+        """A file of one part."""
+        return f"{self.parts}/{part.name}{suffix}"
 
     @property
     def features(self) -> str:

@@ -17,33 +17,34 @@ from collections.abc import Iterator
 import pystac
 
 from geosam_stac.budget import share_out
-from geosam_stac.checksums import verify_sources
-from geosam_stac.commit import Outcome, commit, read_commit
+from geosam_stac.commit import Machine, Outcome, commit
 from geosam_stac.config import EncodeConfig
 from geosam_stac.crew import Channel, Crew
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
-from geosam_stac.features import FORMATS, write
-from geosam_stac.grid import blocks
+from geosam_stac.features import write
+from geosam_stac.grid import blocks, blocks_of
+from geosam_stac.job import Job
 from geosam_stac.journal import Done, Journal, missing_chips, recorded_chips
-from geosam_stac.layout import Layout, item_id, layer_name
-from geosam_stac.planning import chip_grid, chips_outside
+from geosam_stac.parts import is_saved, save
+from geosam_stac.planning import chips_outside
 from geosam_stac.radiometry import RangeEstimator, make_chip
 from geosam_stac.reading import Reading
 from geosam_stac.session import Session
 from geosam_stac.stages import Stages
-from geosam_stac.storage import Store
 from geosam_stac.thumbnail import Thumbnail
 from geosam_stac.types import (
+    WHOLE,
     Block,
     BlockRef,
     Chip,
-    ChipGrid,
     ChipRef,
     EncodeResult,
     Features,
     ManifestRow,
+    Part,
+    PartResult,
     Scene,
     SkippedRow,
 )
@@ -66,67 +67,89 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     KeyboardInterrupt
         As it came; the threads have ended, or end with the request that they are in. No Item.
     """
-    if scene.items:
-        config = session.in_force(scene.items[0], config)
-    if config.out is None:
-        raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
-    grid = chip_grid(scene, config, session.entry)
-    for notice in scene.notices:
-        session.sink(Notice(message=notice))
-    store = Store(config.out, retries=session.retries)
-    sha256 = session.weights.sha256 or session.encoder.spec.weights_sha256
-    digest = config.digest(
-        model=session.entry.name,
-        weights_sha256=sha256,
-        precision=session.precision,
-        chip_px=grid.chip_px,
-        stride_px=grid.stride_px,
-    )
-    layout = Layout(
-        item_id=item_id(scene.id, session.entry.name, digest),
-        layer=layer_name(scene.id),
-        suffix=FORMATS[config.format].suffix,
-    )
-    finished = None if config.overwrite else read_commit(store, layout, scene)
+    job = Job.of(session, scene, config)
+    finished = None if job.config.overwrite else job.commit()
     recorded: dict[str, Done] = {}
     if finished is not None:
-        recorded = recorded_chips(store, layout)
+        recorded = recorded_chips(job.store, job.layout)
         total = int(finished.properties.get("table:row_count", 0))
-        gone = total - len(recorded) + len(missing_chips(store, layout, recorded))
+        gone = total - len(recorded) + len(missing_chips(job.store, job.layout, recorded))
         if not gone:
-            return _finished(session, scene, finished, store, layout)
+            return _finished(job, finished)
         session.sink(
             Notice(
-                message=f"{layout.item_id} is there, but {gone:,} of its {total:,} features are "
-                "gone: they are encoded again",
+                message=f"{job.layout.item_id} is there, but {gone:,} of its {total:,} features "
+                "are gone: they are encoded again",
                 level="warning",
             )
         )
-    store.check_writable()
-    if config.verify_source:
-        verify_sources(scene, access=session.access, sink=session.sink)
+    job.prepare()
     if finished is not None:
-        store.delete(layout.item)  # it names what is not there
-    return _SceneRun(
-        session=session,
-        scene=scene,
-        config=config,
-        grid=grid,
-        store=store,
-        layout=layout,
-        digest=digest,
-        recorded=recorded,
-    ).run()
-
-
-def _finished(
-    session: Session, scene: Scene, item: pystac.Item, store: Store, layout: Layout
-) -> EncodeResult:
-    session.sink(
-        Notice(message=f"{layout.item_id} is there already: nothing to do (see --overwrite)")
-    )
-    href = store.href(layout.item)
+        job.store.delete(job.layout.item)  # it names what is not there
+    run = _SceneRun(job, recorded=recorded, part=WHOLE)
+    outcome = run.run()
+    item, size = commit(outcome, job.store)
+    run.journal.drop()
+    href = job.store.href(job.layout.item)
     session.sink(SceneFinished(scene_id=scene.id, href=href))
+    return EncodeResult(
+        item=item,
+        href=href,
+        chips_encoded=len(run.rows) - run.resumed,
+        chips_resumed=run.resumed,
+        chips_skipped=len(run.skipped),
+        chips_failed=0,
+        bytes_read=outcome.bytes_read,
+        bytes_written=run.bytes_written + size,
+        seconds=run.seconds(),
+        busy=outcome.busy,
+        retries=session.retries.take(),
+    )
+
+
+def encode_part(session: Session, scene: Scene, config: EncodeConfig, part: Part) -> PartResult:
+    """Encode a part of a scene: its features, and what `finalize` needs of it. No Item.
+
+    A part that is there already is not encoded again, nor one whose scene has its Item.
+
+    Raises
+    ------
+    UsageError
+        `overwrite` is set: it would undo what the others have done.
+    GeosamStacError
+        As `encode_scene`.
+    """
+    if config.overwrite:
+        raise UsageError(
+            "--overwrite is not for a part of a scene: it would undo what the others have done",
+            hint="Give another --out, or delete the old output",
+        )
+    job = Job.of(session, scene, config)
+    if job.commit() is not None or is_saved(job.store, job.layout, part):
+        session.sink(Notice(message=f"part {part.name} of {job.layout.item_id} is there already"))
+        return PartResult(item_id=job.layout.item_id, part=part)
+    job.prepare()
+    run = _SceneRun(job, recorded={}, part=part)
+    outcome = run.run()
+    size = save(outcome, part, job.store)
+    session.sink(SceneFinished(scene_id=scene.id, href=job.store.href(job.layout.parts)))
+    return PartResult(
+        item_id=job.layout.item_id,
+        part=part,
+        chips_encoded=len(run.rows) - run.resumed,
+        chips_resumed=run.resumed,
+        chips_skipped=len(run.skipped),
+        bytes_read=outcome.bytes_read,
+        bytes_written=run.bytes_written + size,
+        seconds=run.seconds(),
+    )
+
+
+def _finished(job: Job, item: pystac.Item) -> EncodeResult:
+    sink = job.session.sink
+    sink(Notice(message=f"{job.layout.item_id} is there already: nothing to do (see --overwrite)"))
+    href = job.store.href(job.layout.item)
+    sink(SceneFinished(scene_id=job.scene.id, href=href))
     return EncodeResult(
         item=item,
         href=href,
@@ -145,27 +168,13 @@ def _finished(
 class _SceneRun:
     """One run over one scene: reader thread -> device (this thread) -> writer threads."""
 
-    def __init__(
-        self,
-        *,
-        session: Session,
-        scene: Scene,
-        config: EncodeConfig,
-        grid: ChipGrid,
-        store: Store,
-        layout: Layout,
-        digest: str,
-        recorded: dict[str, Done],
-    ) -> None:
-        self.session = session
-        self.scene = scene
-        self.config = config
-        self.grid = grid
-        self.store = store
-        self.layout = layout
-        self.digest = digest
+    def __init__(self, job: Job, *, recorded: dict[str, Done], part: Part) -> None:
+        session, scene, config = job.session, job.scene, job.config
+        self.session, self.scene, self.config = session, scene, config
+        self.grid, self.store, self.layout = job.grid, job.store, job.layout
+        self.digest = job.digest
         self.spec = session.encoder.spec
-        every = list(blocks(grid))
+        every = blocks_of(list(blocks(job.grid)), part)
         self.outside = chips_outside(scene, (ref for block in every for ref in block.chips))
         self.blocks = [block for block in every if not self._is_outside(block)]
         self.chips = tuple(ref for block in every for ref in block.chips)
@@ -180,7 +189,7 @@ class _SceneRun:
         )
         self.reading = Reading(self.cube, self.blocks, self.budget, self.stages["read"])
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
-        self.journal = Journal(store, layout)
+        self.journal = Journal(job.store, job.layout)
         self.recorded = recorded
         self.done: dict[str, Done] = {}
         self.resumed = 0
@@ -188,9 +197,10 @@ class _SceneRun:
         self.skipped: list[SkippedRow] = []
         self.bytes_written = 0
         self.lock = threading.Lock()
+        self.started = time.monotonic()
 
-    def run(self) -> EncodeResult:
-        started = time.monotonic()
+    def run(self) -> Outcome:
+        """Encode what is to be encoded; then all is stored, and no Item names it yet."""
         self.session.sink(
             SceneStarted(scene_id=self.scene.id, item_id=self.layout.item_id, chips=len(self.chips))
         )
@@ -208,53 +218,36 @@ class _SceneRun:
         finally:
             self.cube.close()
             self.session.retries.stop = threading.Event()  # of this run no longer
-        item, size = commit(
-            Outcome(
-                scene=self.scene,
-                grid=self.grid,
-                layout=self.layout,
-                spec=self.spec,
-                config=self.config,
-                digest=self.digest,
-                session=self.session,
-                limits=limits,
-                rows=tuple(self.rows),
-                skipped=tuple(self.skipped),
-                thumbnail=self.thumbnail,
-                bytes_read=self.cube.bytes_read,
-                seconds=self._seconds(started),
-                busy=self.stages.busy(),
-                retries=self.session.retries.counts(),
-            ),
-            self.store,
-        )
-        self.journal.drop()
-        self.bytes_written += size
-        href = self.store.href(self.layout.item)
-        self.session.sink(SceneFinished(scene_id=self.scene.id, href=href))
-        return EncodeResult(
-            item=item,
-            href=href,
-            chips_encoded=len(self.rows) - self.resumed,
-            chips_resumed=self.resumed,
-            chips_skipped=len(self.skipped),
-            chips_failed=0,
+        return Outcome(
+            scene=self.scene,
+            grid=self.grid,
+            layout=self.layout,
+            spec=self.spec,
+            config=self.config,
+            digest=self.digest,
+            machine=Machine.of(self.session),
+            limits=limits,
+            rows=tuple(self.rows),
+            skipped=tuple(self.skipped),
+            thumbnail=self.thumbnail,
             bytes_read=self.cube.bytes_read,
-            bytes_written=self.bytes_written,
-            seconds=self._seconds(started),
+            seconds=self.seconds(),
             busy=self.stages.busy(),
-            retries=self.session.retries.take(),
+            retries=self.session.retries.counts(),
         )
 
-    def _seconds(self, started: float) -> dict[str, float]:
-        seconds = self.stages.seconds() | {"total": time.monotonic() - started}
+    def seconds(self) -> dict[str, float]:
+        """Busy seconds by stage, and `total`, of the clock, until now."""
+        seconds = self.stages.seconds() | {"total": time.monotonic() - self.started}
         return {name: round(value, 3) for name, value in seconds.items()}
 
     # What an earlier run has done
 
     def _find_done(self) -> None:
         """Chips that are there, with the size and sha256 that were recorded, are not done again."""
-        recorded = self.recorded | self.journal.recorded()
+        mine = {ref.chip_id for ref in self.chips}
+        every = self.recorded | self.journal.recorded()
+        recorded = {name: done for name, done in every.items() if name in mine}
         if not recorded:
             return
         crew = Crew()

@@ -60,6 +60,21 @@ class Thumbnail:
         starts = np.arange(first, last + 1, dtype=np.intp) * self.factor - offset
         return slice(first, last + 1), np.maximum(starts, 0)
 
+    def to_bytes(self) -> bytes:
+        """The sums so far, for `add_bytes` of another process. They are exact: integers."""
+        out = io.BytesIO()
+        np.savez_compressed(out, sum=self._sum, count=self._count)
+        return out.getvalue()
+
+    def add_bytes(self, data: bytes) -> None:
+        """Take in what another thumbnail of the same scene has seen. Raises ValueError."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            sums, counts = arrays["sum"], arrays["count"]
+        if sums.shape != self._sum.shape or counts.shape != self._count.shape:
+            raise ValueError("the thumbnail is of another scene")
+        self._sum += sums
+        self._count += counts
+
     def png(self, chips: Iterable[ChipRef], *, skipped: Iterable[ChipRef] = ()) -> bytes:
         """Draw the outlines of the chips, and of those without a feature in red; PNG bytes."""
         mean = self._sum / np.maximum(self._count, 1)

@@ -205,6 +205,26 @@ class BlockRef:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """Part `index` (from 0 on) of the `count` that a scene's read blocks are split into."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"no part {self.index} of {self.count}")
+
+    @property
+    def name(self) -> str:
+        """`00003-of-00008`: sorts as the number does."""
+        return f"{self.index:05d}-of-{self.count:05d}"
+
+
+WHOLE = Part(index=0, count=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Pixels of one BlockRef.
 
@@ -316,3 +336,17 @@ class EncodeResult:
     def slowest(self) -> str | None:
         """The stage that has set the pace; None where nothing ran."""
         return max(self.busy, key=lambda name: self.busy[name]) if any(self.busy.values()) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartResult:
+    """What one part of a scene came to; as `EncodeResult`. `item_id`: of the Item to be."""
+
+    item_id: str
+    part: Part
+    chips_encoded: int = 0
+    chips_resumed: int = 0
+    chips_skipped: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)

@@ -21,16 +21,23 @@ from geosam_stac.session import Session
 from geosam_stac.types import EncoderSpec, TensorSpec
 
 INPUT_PX = 64
-ENTRY = dataclasses.replace(
-    find_model("sam2.1-hiera-tiny"),
-    input_px=INPUT_PX,
-    outputs=(
-        TensorSpec(name="image_embed", shape=(3, 4, 4), stride_px=16),
-        TensorSpec(name="high_res_feats_0", shape=(3, 16, 16), stride_px=4),
-        TensorSpec(name="high_res_feats_1", shape=(3, 8, 8), stride_px=8),
-    ),
-    tflop_per_chip=0.5,
-)
+
+
+def entry_of(input_px: int) -> ModelEntry:
+    """SAM 2.1 tiny with another input."""
+    names = {"image_embed": 4, "high_res_feats_0": 16, "high_res_feats_1": 8}
+    return dataclasses.replace(
+        find_model("sam2.1-hiera-tiny"),
+        input_px=input_px,
+        outputs=tuple(
+            TensorSpec(name=name, shape=(3, side, side), stride_px=input_px // side)
+            for name, side in names.items()
+        ),
+        tflop_per_chip=0.5,
+    )
+
+
+ENTRY = entry_of(INPUT_PX)
 
 
 class FakeEncoder:
@@ -68,7 +75,7 @@ class FakeEncoder:
 
     def encode(self, pixels: np.ndarray, content_px: tuple[int, int]) -> dict[str, torch.Tensor]:
         assert pixels.dtype == np.uint8
-        assert pixels.shape[1:] == (3, INPUT_PX, INPUT_PX)
+        assert pixels.shape[1:] == (3, self.spec.input_px, self.spec.input_px)
         self.threads.add(threading.current_thread().name)
         self.before(len(pixels))
         self.batches.append(len(pixels))
@@ -114,13 +121,14 @@ class FakeModel:
         return self.loaded[-1]
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+def install(monkeypatch: pytest.MonkeyPatch, *, input_px: int = INPUT_PX) -> FakeModel:
     """sam2.1-hiera-tiny becomes the fake wherever a Session looks for it."""
     fake = FakeModel()
+    own = ENTRY if input_px == INPUT_PX else entry_of(input_px)
 
     def find(name: str) -> ModelEntry:
         entry = find_model(name)
-        return ENTRY if entry.name == ENTRY.name else entry
+        return own if entry.name == own.name else entry
 
     monkeypatch.setattr("geosam_stac.session.find_model", find)
     monkeypatch.setattr("geosam_stac.session.load_encoder", fake.load)

@@ -10,6 +10,7 @@ from odc.geo.geobox import GeoBox
 from geosam_stac.errors import UsageError
 from geosam_stac.grid import (
     blocks,
+    blocks_of,
     chip_count,
     chip_refs,
     chip_shape,
@@ -18,7 +19,7 @@ from geosam_stac.grid import (
     make_grid,
     union,
 )
-from geosam_stac.types import Window
+from geosam_stac.types import Part, Window
 
 AFFINE = Affine(10, 0, 500_000, 0, -10, 5_200_000)
 
@@ -124,3 +125,14 @@ def test_union():
 def test_a_stride_outside_the_chip_is_refused(stride):
     with pytest.raises(UsageError, match="expected 1 to 64"):
         make_grid(geobox(9, 9), chip_px=64, stride_px=stride)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 40])
+def test_every_block_is_in_one_part(count):
+    grid = make_grid(geobox(900, 700), chip_px=64, stride_px=32)
+    every = list(blocks(grid))
+    parts = [blocks_of(every, Part(index=index, count=count)) for index in range(count)]
+    assert [block for part in parts for block in part] == every
+    chips = [sum(len(block.chips) for block in part) for part in parts]
+    largest = max(len(block.chips) for block in every)
+    assert max(chips) <= sum(chips) / count + largest

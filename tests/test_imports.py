@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("planning", "journal", "versioned", "checksums", "reading"),
     ("session", "doctor"),
     ("commit",),
+    ("job", "parts"),
     ("pipeline",),
     ("catalog",),
     ("store",),

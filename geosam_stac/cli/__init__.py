@@ -43,6 +43,7 @@ def app() -> typer.Typer:
         pull,
         search,
         segment,
+        shards,
     )
 
     root = typer.Typer(
@@ -69,6 +70,7 @@ def app() -> typer.Typer:
     ) -> None: ...
 
     root.command("encode", epilog=encode.EPILOG)(encode.encode)
+    root.command("finalize")(shards.finalize)
     root.command("plan", epilog=plan.EPILOG)(plan.plan)
     root.command("info")(info.info)
     root.command("doctor")(doctor.doctor)

@@ -17,13 +17,12 @@ from geosam_stac.cli.inputs import (
     SEARCH_FIELDS,
     Inputs,
     Work,
-    gather,
     is_file,
-    scenes,
     takes_inputs,
 )
 from geosam_stac.cli.options import InForce, flag, takes_config
 from geosam_stac.cli.plan_text import chips_text, plan_lines, total_line
+from geosam_stac.cli.sessions import opened
 from geosam_stac.credentials import api_headers
 from geosam_stac.errors import EXIT_PARTIAL, GeosamStacError, UsageError
 
@@ -57,6 +56,29 @@ def encode(
         bool, flag("--dry-run", help="Say what it would take; read no pixels.")
     ] = False,
     json_lines: Annotated[bool, flag("--json", help="Results as JSON, one line each.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Encode shard I (from 0 on) of the N that the work is cut into; N alone takes I "
+            "from JOB_COMPLETION_INDEX. `finalize` ends the run.",
+            envvar="GEOSAM_STAC_SHARD",
+            show_envvar=False,
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Encode on the workers of this Dask scheduler, as tcp://host:8786.",
+            envvar="GEOSAM_STAC_DASK",
+            show_envvar=False,
+            rich_help_panel="Run",
+        ),
+    ] = None,
     in_force: InForce,
 ) -> None:
     """Encode STAC Items into SAM features, a manifest and a new STAC Item each.
@@ -66,45 +88,41 @@ def encode(
     config = in_force.config
     if config.out is None and not dry_run:
         raise UsageError("--out is missing", hint="Give a folder, or an s3:// or gs:// URL")
-    # Here, not above: these bring torch and GDAL, and take seconds.
-    from geosam_stac.catalog import Publisher
-    from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
-    from geosam_stac.retry import Retries, RetryPolicy
-    from geosam_stac.session import Session
-    from geosam_stac.sources import as_geojson
+    given = {"--shard": shard, "--dask": dask, "--dry-run": dry_run}
+    if len(several := [name for name, value in given.items() if value]) > 1:
+        raise UsageError(f"{' and '.join(several)} contradict each other", hint="Give one of them")
+    if dask is not None:
+        from geosam_stac.cli.dask import encode_on_dask
 
-    if config.geometry is not None:
-        config = config.replace({"geometry": as_geojson(config.geometry)})
-    profile = inputs.profile()
-    with console.ProgressSink() as sink:
-        headers = api_headers(os.environ) if config.publish else None
-        publisher = Publisher(config.publish, headers=headers, sink=sink)
-        retries = Retries(RetryPolicy.of(config), sink=sink)
-        found = gather(inputs, config, environ=os.environ, sink=sink, retries=retries)
-        works = scenes(found, config.groupby)
-        with Session(
-            config,
-            cache_dir=default_cache_dir(os.environ),
-            sink=sink,
-            token=hugging_face_token(os.environ),
-            profile=profile,
-            access=inputs.access(profile, os.environ),
-        ) as session:
-            session.config_sources = in_force.sources
-            if dry_run:
-                plan_all(session, works, inputs=inputs, json_lines=json_lines)
-            else:
-                _encode_all(session, works, publisher, inputs=inputs, json_lines=json_lines)
+        encode_on_dask(dask, inputs, in_force, json_lines=json_lines)
+        return
+    with opened(inputs, in_force) as (session, works):
+        if dry_run:
+            plan_all(session, works, inputs=inputs, json_lines=json_lines)
+        elif shard is not None:
+            from geosam_stac.cli.shards import encode_shard
+            from geosam_stac.scale.shards import Shard
+
+            which = Shard.parse(shard, os.environ)
+            encode_shard(session, list(works), which, json_lines=json_lines)
+        else:
+            _encode_all(session, works, inputs=inputs, json_lines=json_lines)
+
+
+def publisher_of(session: Session) -> Publisher:
+    """What publishes the Items of a run to `--publish`; nothing where it was not given."""
+    from geosam_stac.catalog import Publisher
+
+    to = session.config.publish
+    headers = api_headers(os.environ) if to else None
+    return Publisher(to, headers=headers, sink=session.sink)
 
 
 def _encode_all(
-    session: Session,
-    works: Iterator[Work],
-    publisher: Publisher,
-    *,
-    inputs: Inputs,
-    json_lines: bool,
+    session: Session, works: Iterator[Work], *, inputs: Inputs, json_lines: bool
 ) -> None:
+    publisher = publisher_of(session)
+
     def encode_one(source: pystac.Item | Group) -> None:
         _encode_one(session, source, publisher, json_lines)
 

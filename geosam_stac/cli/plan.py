@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from geosam_stac.cli import console
 from geosam_stac.cli.encode import plan_all
-from geosam_stac.cli.inputs import Inputs, gather, scenes, takes_inputs
+from geosam_stac.cli.inputs import Inputs, takes_inputs
 from geosam_stac.cli.options import NO_METAVAR, InForce, takes_config
 from geosam_stac.cli.plan_text import fleet_lines
+from geosam_stac.cli.sessions import opened
 from geosam_stac.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,25 +65,7 @@ def plan(
     """
     if fleet is None and (rate is not None or price is not None):
         raise UsageError("--rate and --price belong to --fleet", hint="Give --fleet N")
-    from geosam_stac.encoders.checkpoints import default_cache_dir
-    from geosam_stac.session import Session
-    from geosam_stac.sources import as_geojson
-
-    config = in_force.config
-    if config.geometry is not None:
-        config = config.replace({"geometry": as_geojson(config.geometry)})
-    profile = inputs.profile()
-    with (
-        console.ProgressSink() as sink,
-        Session(
-            config,
-            cache_dir=default_cache_dir(os.environ),
-            sink=sink,
-            profile=profile,
-            access=inputs.access(profile, os.environ),
-        ) as session,
-    ):
-        works = scenes(gather(inputs, config, environ=os.environ, sink=sink), config.groupby)
+    with opened(inputs, in_force) as (session, works):
         plans = plan_all(session, works, inputs=inputs, json_lines=json_lines)
     if fleet is None or not plans:
         return

@@ -230,7 +230,9 @@ class TestErrors:
         assert_error(cli("encode", "--out", "x"), 2, "--item is missing")
 
     def test_unknown_option_and_command(self, cli, fake):
-        assert_error(cli(*fake, "--strid", "3"), 2, "--strid", "Did you mean --ids or --stride?")
+        assert_error(
+            cli(*fake, "--strid", "3"), 2, "--strid", "Did you mean --ids or --shard or --stride?"
+        )
         assert_error(cli("encoode"), 2, "encoode")
         assert_error(cli(*fake, "extra"), 2, "extra")
 

@@ -1,0 +1,63 @@
+"""The end of a run of shards: split scenes become whole, and what is missing is said.
+
+Safe to run again, and by two at once: what one has finished the other finds done.
+"""
+
+from __future__ import annotations
+
+from geosam_stac.commit import commit, read_commit
+from geosam_stac.config import EncodeConfig
+from geosam_stac.errors import DataError, TemporaryError, UsageError
+from geosam_stac.features import FORMATS
+from geosam_stac.layout import Layout, layer_name
+from geosam_stac.parts import gather, missing
+from geosam_stac.planning import chip_grid
+from geosam_stac.scale.work import Source
+from geosam_stac.session import Session
+from geosam_stac.storage import Store
+
+
+def finalize_scene(
+    session: Session, source: Source, config: EncodeConfig, *, item_id: str, parts: int
+) -> str:
+    """Write the manifest and the Item of a scene whose parts are all there; returns its href.
+
+    No model is loaded and no pixel is read: `session` may be on any device.
+
+    Raises
+    ------
+    TemporaryError
+        Parts are missing; says which.
+    DataError
+        The parts are of several runs, or damaged.
+    """
+    if config.out is None:
+        raise UsageError("--out is missing", hint="Give the output of the shards")
+    store = Store(config.out)
+    scene = session.scene(source)
+    layout = Layout(
+        item_id=item_id, layer=layer_name(scene.id), suffix=FORMATS[config.format].suffix
+    )
+    if scene.items:
+        config = session.in_force(scene.items[0], config)
+    if read_commit(store, layout, scene) is None:
+        gone = missing(store, layout, parts)
+        # Asked again: another finalizer may have finished in between, and tidied up.
+        if gone and read_commit(store, layout, scene) is None:
+            raise TemporaryError(
+                f"parts of the scene are missing: {', '.join(map(str, gone))} of {parts}",
+                item=scene.id,
+                href=store.href(layout.parts),
+                hint="Run their shards, then finalize again",
+            )
+        grid = chip_grid(scene, config, session.entry)
+        try:
+            outcome = gather(store, layout, count=parts, scene=scene, grid=grid, config=config)
+        except DataError:
+            if read_commit(store, layout, scene) is None:
+                raise
+        else:
+            commit(outcome, store)
+    store.delete_tree(layout.journal)
+    store.delete_tree(layout.parts)
+    return store.href(layout.item)

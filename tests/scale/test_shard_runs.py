@@ -1,0 +1,261 @@
+"""Shards as a Job controller starts them, and a scene split over several: the same as one run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from geosam_stac.errors import DataError, TemporaryError, UsageError
+from geosam_stac.pipeline import encode_part, encode_scene
+from geosam_stac.scale.finalize import finalize_scene
+from geosam_stac.scale.kubernetes import JobSpec, documents
+from geosam_stac.types import Part
+from tests import rasters
+from tests.cli.conftest import make_item
+from tests.fakes import fake_session
+from tests.scale.controller import Controller
+from tests.scale.outputs import assert_same, contents, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = "example/geosam-stac@sha256:" + "0" * 64
+
+
+def _command(*argv: object, input_px: int = 64, seconds: float = 0.0) -> list[str]:
+    main = ("-W", "ignore", "-m", "tests.scale.main", input_px, seconds)
+    return [sys.executable, *map(str, (*main, *argv))]
+
+
+def _run(*argv: object, index: int | None = None, **options: float) -> subprocess.CompletedProcess:
+    more = {} if index is None else {"JOB_COMPLETION_INDEX": str(index)}
+    return subprocess.run(
+        _command(*argv, **options),
+        check=False,
+        cwd=ROOT,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def _options(out: Path) -> list[str]:
+    return [
+        *("--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "--device", "cpu"),
+        *("--stride", "32", "--out", str(out)),
+    ]
+
+
+def _job(shards: int, *, parallelism: int = 4) -> dict:
+    spec = JobSpec(
+        name="x",
+        image=IMAGE,
+        shards=shards,
+        parallelism=parallelism,
+        encode_args=(),
+        finalize_args=(),
+    )
+    return documents(spec)[0]
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A file of 40 small scenes of several sizes, and one that is larger than a shard's share."""
+    rng = np.random.default_rng(1)
+    lines = []
+    for number in range(40):
+        size = (int(rng.integers(40, 200)), int(rng.integers(40, 200)))
+        path = make_item(tmp_path, f"scene-{number:02d}", size)
+        lines.append(json.dumps(json.loads(path.read_text())))
+    path = make_item(tmp_path, "large", (700, 900))
+    lines.append(json.dumps(json.loads(path.read_text())))
+    items = tmp_path / "items.ndjson"
+    items.write_text("\n".join(lines))
+    return items
+
+
+def test_eight_shards_with_random_kills(tmp_path, many):
+    out = tmp_path / "out"
+    single = _run("encode", "--items", many, *_options(out), "-q")
+    assert single.returncode == 0, single.stderr
+    expected = contents(out)
+    assert len([name for name in expected if name.endswith("manifest.parquet")]) == 41
+    out.rename(tmp_path / "single")
+
+    def start(index: int) -> subprocess.Popen[bytes]:
+        # Slow enough to be killed in the middle.
+        command = _command(
+            "encode", "--items", many, *_options(out), "--shard", 8, "-q", seconds=0.02
+        )
+        more = environment(JOB_COMPLETION_INDEX=str(index))
+        return subprocess.Popen(
+            command, cwd=ROOT, env=more, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    outcome = Controller(_job(8), start, preempt=6, seed=3).run(limit_s=240)
+    assert outcome.complete == set(range(8))
+    assert not outcome.failed and not outcome.job_failed
+    assert outcome.preempted >= 1
+    for _ in range(2):  # safe to run again
+        done = _run("finalize", "--items", many, *_options(out), "--shards", 8)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 41
+    assert_same(contents(out), expected)
+
+
+def test_failures_go_by_the_policy(tmp_path, many):
+    out = tmp_path / "out"
+    lines = many.read_text().splitlines()[:6]
+    broken = json.loads(lines[2])
+    broken["assets"]["image"]["href"] = str(tmp_path / "nowhere.tif")
+    items = tmp_path / "some.ndjson"
+    items.write_text("\n".join([*lines, json.dumps(broken | {"id": "broken"})]))
+
+    def start(index: int) -> subprocess.Popen[bytes]:
+        command = _command("encode", "--items", items, *_options(out), "--shard", 3, "-q")
+        more = environment(JOB_COMPLETION_INDEX=str(index))
+        return subprocess.Popen(
+            command, cwd=ROOT, env=more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    job = _job(3)
+    outcome = Controller(job, start).run(limit_s=120)
+    # 65 is for good: the index fails at once, without another try, and the others go on.
+    assert len(outcome.failed) == 1
+    assert sorted(code for _, code in outcome.exit_codes) == [0, 0, 65]
+    assert outcome.job_failed is False
+    done = _run("finalize", "--items", items, *_options(out), "--shards", 3)
+    assert done.returncode == 3
+    assert "broken" in done.stderr
+    assert len(done.stdout.splitlines()) == 6
+    (failed,) = (out / "failed.ndjson").read_text().splitlines()
+    assert json.loads(failed)["id"] == "broken"
+
+
+def test_a_mistake_in_the_options_ends_the_job(tmp_path, many):
+    def start(index: int) -> subprocess.Popen[bytes]:
+        command = _command(
+            "encode", "--items", many, "--shard", 3, "--stride", 0, "--out", tmp_path
+        )
+        more = environment(JOB_COMPLETION_INDEX=str(index))
+        return subprocess.Popen(command, cwd=ROOT, env=more, stderr=subprocess.DEVNULL)
+
+    outcome = Controller(_job(3, parallelism=1), start).run(limit_s=60)
+    assert outcome.job_failed
+    assert outcome.exit_codes == [(0, 2)]
+
+
+def test_missing_shards_are_named(tmp_path, many):
+    out = tmp_path / "out"
+    for index in (0, 2):
+        done = _run("encode", "--items", many, *_options(out), "--shard", 4, index=index)
+        assert done.returncode == 0, done.stderr
+        assert f"shard {index} of 4" in done.stderr
+    done = _run("finalize", "--items", many, *_options(out), "--shards", 4)
+    assert done.returncode == 75
+    assert "shards that have not reported: 1, 3" in done.stderr
+    assert "parts of the scene are missing" in done.stderr
+    other = _run("finalize", "--items", many, *_options(out), "--shards", 5)
+    assert other.returncode == 75
+    assert "have not reported: 0, 1, 2, 3, 4" in other.stderr
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """One scene of 8192 x 8192 px."""
+    folder = tmp_path_factory.mktemp("large")
+    return make_item(folder, "large", (8192, 8192))
+
+
+def test_one_large_scene_over_five_shards(tmp_path, large):
+    out = tmp_path / "out"
+    options = [word if word != "32" else "512" for word in _options(out)]
+    single = _run("encode", "--item", large, *options, "-q", input_px=512)
+    assert single.returncode == 0, single.stderr
+    expected = contents(out)
+    assert sum(name.endswith(".pt") for name in expected) == 256
+    out.rename(tmp_path / "single")
+    for index in (3, 0, 4, 1, 2):
+        done = _run(
+            *("encode", "--item", large, *options, "--shard", f"{index}/5", "--json"), input_px=512
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""  # no Item yet
+    assert not list(out.glob("*/large*.json"))
+    done = _run("finalize", "--item", large, *options, "--shards", 5, input_px=512)
+    assert done.returncode == 0, done.stderr
+    assert_same(contents(out), expected)
+    assert not list(out.glob("*/parts")) and not list(out.glob("*/journal"))
+
+
+# In this process: what a part is
+
+
+@pytest.fixture
+def scene_item(tmp_path) -> Path:
+    data = rasters.values((3, 300, 260), "uint16")
+    data[:, :70, :] = 0
+    tif = rasters.write_tif(tmp_path / "scene.tif", data, nodata=0)
+    fields = rasters.named_bands("red", "green", "blue")
+    return rasters.write_item(tmp_path / "scene.json", {"image": rasters.asset(tif, **fields)})
+
+
+def _encode_parts(session, scene, count: int) -> str:
+    results = [
+        encode_part(session, scene, session.config, Part(index=index, count=count))
+        for index in reversed(range(count))
+    ]
+    return results[0].item_id
+
+
+@pytest.mark.parametrize("count", [2, 3, 30])
+def test_parts_make_the_whole(tmp_path, scene_item, fake_model, count):
+    with fake_session(tmp_path) as session:
+        scene = session.scene(str(scene_item))
+        whole = encode_scene(session, scene, session.config)
+        expected = contents(tmp_path / "out")
+        assert whole.chips_skipped > 0
+        (tmp_path / "out").rename(tmp_path / "whole")
+        item_id = _encode_parts(session, scene, count)
+        batches = sum(fake_model.encoder.batches)
+        _encode_parts(session, scene, count)  # what is there is not done again
+        assert sum(fake_model.encoder.batches) == batches
+        source = scene.items[0]
+        href = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
+        assert Path(href).is_file()
+        again = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
+        assert again == href
+    assert_same(contents(tmp_path / "out"), expected)
+
+
+def test_what_is_missing_is_said(tmp_path, scene_item, fake_model):
+    with fake_session(tmp_path) as session:
+        scene = session.scene(str(scene_item))
+        done = encode_part(session, scene, session.config, Part(index=1, count=3))
+        with pytest.raises(TemporaryError, match="missing: 0, 2 of 3"):
+            finalize_scene(session, scene.items[0], session.config, item_id=done.item_id, parts=3)
+
+
+def test_parts_of_several_runs_are_not_mixed(tmp_path, scene_item, fake_model):
+    with fake_session(tmp_path) as session:
+        scene = session.scene(str(scene_item))
+        item_id = _encode_parts(session, scene, 2)
+        path = tmp_path / "out" / item_id / "parts" / "00001-of-00002.json"
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps(document | {"digest": "another"}))
+        with pytest.raises(DataError, match="disagree on their digest"):
+            finalize_scene(session, scene.items[0], session.config, item_id=item_id, parts=2)
+        path.write_text("{")
+        with pytest.raises(DataError, match="part 1 of 2 of a scene is damaged"):
+            finalize_scene(session, scene.items[0], session.config, item_id=item_id, parts=2)
+
+
+def test_a_part_is_not_overwritten(tmp_path, scene_item, fake_model):
+    with fake_session(tmp_path, overwrite=True) as session:
+        scene = session.scene(str(scene_item))
+        with pytest.raises(UsageError, match="--overwrite"):
+            encode_part(session, scene, session.config, Part(index=0, count=2))
