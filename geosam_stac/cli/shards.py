@@ -55,8 +55,8 @@ def encode_shard(
         result = _try_unit(session, works[unit.scene], unit)
         if result.error is not None:
             failed(result.error)
-        elif result.whole is not None:
-            _tell(result.whole.href, json_lines)
+        elif result.href is not None:
+            _tell(result.href, json_lines)
         entries.append(Entry.of(result))
     reports.write(shard, entries)
     if code := exit_code(entries):
@@ -122,8 +122,9 @@ def finalize(
 ) -> None:
     """End a run of shards: put split scenes together, and say what failed or is missing.
 
-    Takes the options that the shards were given; --publish takes place here. Safe to run again. Prints the href of every Item
-    of the run; failed scenes are written to failed.ndjson, an input for --items.
+    Takes the options that the shards were given; --publish takes place here. Safe to run again.
+    Prints the href of every Item of the run; failed scenes are written to failed.ndjson, an input
+    for --items.
     """
     config = in_force.config
     if config.out is None:

@@ -40,7 +40,7 @@ class Entry:
             parts=result.unit.parts,
             name=result.name,
             item_id=result.item_id,
-            href=result.whole.href if result.whole is not None else None,
+            href=result.href,
             error=None if result.error is None else str(result.error),
             exit_code=0 if result.error is None else result.error.exit_code,
         )

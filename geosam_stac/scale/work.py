@@ -24,7 +24,7 @@ Source = pystac.Item | Group
 class UnitResult:
     """What a unit came to: `whole` of a scene that is one unit, `part` of a part, or an error.
 
-    Exactly one of the three is set.
+    Exactly one of the three is set. `href`: of a scene's Item, once it is written.
     """
 
     unit: Unit
@@ -32,6 +32,7 @@ class UnitResult:
     whole: EncodeResult | None = None
     part: PartResult | None = None
     error: GeosamStacError | None = None
+    href: str | None = None
 
     @property
     def item_id(self) -> str | None:
@@ -51,7 +52,8 @@ def encode_unit(session: Session, source: Source, unit: Unit, config: EncodeConf
     """
     scene = session.scene(source)
     if unit.parts == 1:
-        return UnitResult(unit=unit, name=source.id, whole=encode_scene(session, scene, config))
+        whole = encode_scene(session, scene, config)
+        return UnitResult(unit=unit, name=source.id, whole=whole, href=whole.href)
     part = Part(index=unit.part, count=unit.parts)
     return UnitResult(unit=unit, name=source.id, part=encode_part(session, scene, config, part))
 
