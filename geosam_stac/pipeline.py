@@ -161,7 +161,7 @@ def _finished(job: Job, item: pystac.Item) -> EncodeResult:
         bytes_written=0,
         seconds=dict.fromkeys((*STAGES, "total"), 0.0),
         busy=dict.fromkeys(STAGES, 0.0),
-        retries=session.retries.take(),
+        retries=job.session.retries.take(),
     )
 
 

@@ -254,7 +254,8 @@ def _joined(
         href = finalize_scene(session, source, config, item_id=last.item_id, parts=last.unit.parts)
     except GeosamStacError as error:
         return UnitResult(unit=last.unit, name=source.id, error=error)
-    return dataclasses.replace(last, href=href)
+    siblings = tuple(result.part for result in done[:-1] if result.part is not None)
+    return dataclasses.replace(last, href=href, siblings=siblings)
 
 
 # On a worker

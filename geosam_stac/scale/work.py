@@ -24,7 +24,8 @@ Source = pystac.Item | Group
 class UnitResult:
     """What a unit came to: `whole` of a scene that is one unit, `part` of a part, or an error.
 
-    Exactly one of the three is set. `href`: of a scene's Item, once it is written.
+    Exactly one of the three is set. `href`: of a scene's Item, once it is written. `siblings`: the
+    results of a scene's other parts, where they were put together.
     """
 
     unit: Unit
@@ -33,6 +34,12 @@ class UnitResult:
     part: PartResult | None = None
     error: GeosamStacError | None = None
     href: str | None = None
+    siblings: tuple[PartResult, ...] = ()
+
+    @property
+    def chips(self) -> int:
+        """Chips that were encoded."""
+        return sum(map(_chips, (self.whole, self.part, *self.siblings)))
 
     @property
     def item_id(self) -> str | None:
@@ -40,6 +47,10 @@ class UnitResult:
         if self.whole is not None:
             return self.whole.item.id
         return self.part.item_id if self.part is not None else None
+
+
+def _chips(result: EncodeResult | PartResult | None) -> int:
+    return 0 if result is None else result.chips_encoded
 
 
 def encode_unit(session: Session, source: Source, unit: Unit, config: EncodeConfig) -> UnitResult:
