@@ -25,7 +25,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.overlap import compute_reproject_roi
 from rasterio.errors import RasterioError
 
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.grid import crop
 from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles
 from geosam_stac.radiometry import band_valid
@@ -385,8 +385,8 @@ class _Group:
                     # Overviews are taken to have the same; if not, blocks are cut, no more.
                     height, width = dataset.block_shapes[source.band.index - 1]
                     return height, width
-            except (RasterioError, OSError) as error:
-                raise read_error(error, item=self.scene.id, href=source.band.href) from error
+            except (RasterioError, OSError, DataError) as error:
+                raise _named(error, self.scene.id, source.band.href) from error
 
     def _load(self, window: Window) -> NDArray[Any]:
         """(n, h, w) pixels of a window of the grid."""
@@ -435,11 +435,18 @@ class _Group:
                     resampling=resampling if resampling == "nearest" else "average",
                     driver=driver,
                 )
-            except (RasterioError, OSError) as error:
+            except (RasterioError, OSError, DataError) as error:
                 named = [hrefs[uri] for uri in driver.failed]
                 href = ", ".join(dict.fromkeys(named or hrefs.values()))
-                raise read_error(error, item=self.scene.id, href=href) from error
+                raise _named(error, self.scene.id, href) from error
         return np.stack([cube[name].values[0] for name in names])
+
+
+def _named(error: Exception, item: str, href: str) -> GeosamStacError:
+    """An error of ours that names the asset: as `claims` raises it, or made of GDAL's."""
+    if isinstance(error, GeosamStacError):
+        return error.at(item=item, href=href)
+    return read_error(error, item=item, href=href)
 
 
 def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[str]]:

@@ -27,6 +27,8 @@ from rasterio.errors import RasterioError
 from rasterio.warp import reproject
 from rasterio.windows import Window as RioWindow
 
+from geosam_stac.claims import check_claims
+from geosam_stac.errors import DataError
 from geosam_stac.types import Window
 from geosam_stac.warp import offset_in
 
@@ -55,10 +57,13 @@ class KeptFiles:
         remembers of them may be what is wrong. `fresh` opens it anew in any case.
         """
         dataset = None if fresh else self._take((uri, overview))
+        is_new = dataset is None
         if dataset is None:
             options = {} if overview is None else {"overview_level": overview}
             dataset = rasterio.open(uri, sharing=False, **options)
         try:
+            if is_new:  # overviews have headers of their own, and files change
+                check_claims(dataset)
             yield dataset
         except BaseException:
             dataset.close()
@@ -145,7 +150,7 @@ class KeptDriver(RioDriver):
         if src.uri not in self._pixels:
             try:
                 self._pixels[src.uri] = self._read(src.uri, cfg)
-            except (RasterioError, OSError):
+            except (RasterioError, OSError, DataError):
                 self.failed.append(src.uri)
                 raise
         row, col = offset_in(self._geobox, part)

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pca",
         "mosaic",
         "cards",
+        "claims",
     ),
     ("kept_files", "source_tiles"),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),

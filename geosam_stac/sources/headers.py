@@ -16,6 +16,7 @@ from pyproj.exceptions import CRSError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from geosam_stac.claims import check_claims
 from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.hrefs import unsigned
 from geosam_stac.raster_errors import read_error
@@ -52,7 +53,7 @@ def read_header(
     Raises
     ------
     DataError
-        The file is missing, no raster, or not georeferenced.
+        The file is missing, no raster, not georeferenced, or claims more than `claims` allows.
     TemporaryError
         The store did not answer.
     """
@@ -75,6 +76,7 @@ def _read(source_href: str, item: str | None, access: Access, settings: dict[str
             rasterio.Env(**(settings | dict(access.options(source_href)))),
             rasterio.open(access.sign(source_href)) as dataset,
         ):
+            check_claims(dataset)
             if dataset.crs is None or dataset.transform.is_identity:
                 raise _not_georeferenced(dataset, item, href)
             return Header(
@@ -85,6 +87,8 @@ def _read(source_href: str, item: str | None, access: Access, settings: dict[str
             )
     except RasterioError as error:
         raise read_error(error, item=item, href=href) from error
+    except DataError as error:
+        raise error.at(item=item, href=href) from error.__cause__
     except ValueError as error:  # a text that is no file name: a zero byte, half a surrogate pair
         raise DataError("the asset's href cannot be opened", item=item, href=href) from error
 
