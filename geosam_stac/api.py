@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pystac
 
@@ -24,10 +24,14 @@ from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
 from geosam_stac.sources import as_geojson
 from geosam_stac.sources import search as sources_search
+from geosam_stac.sources.groups import Group
 from geosam_stac.sources.profiles import load_profile
 from geosam_stac.sources.query import SearchQuery
 from geosam_stac.store import FeatureItem, PullResult, open_item, pull_features
 from geosam_stac.types import EncodeResult
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class Session(session.Session):
@@ -77,8 +81,12 @@ class Session(session.Session):
         """
         config = self.config if out is None else self.config.replace({"out": out})
         result = encode_scene(self, self.scene(source), config)
-        self._publisher.add(result.href)
+        self.publish(result)
         return result
+
+    def publish(self, result: EncodeResult) -> None:
+        """Publish what was encoded, where `publish` in the config says; else do nothing."""
+        self._publisher.add(result.href)
 
     def close(self) -> None:
         """Let go of the model and the device's memory; finish the catalog that was published to."""
@@ -91,6 +99,7 @@ def encode(
     config: EncodeConfig | None = None,
     *,
     sink: Sink = ignore,
+    client: Client | None = None,
     **options: Any,
 ) -> EncodeResult:
     """Encode one STAC Item: features, manifest and a new Item in `out`.
@@ -103,6 +112,8 @@ def encode(
         As for `Session`; `out` must be among them.
     sink
         Called with every `geosam_stac.events.Event`, from several threads.
+    client
+        A `distributed.Client`: the scene is encoded by the workers of that Dask cluster, in parts.
 
     Returns
     -------
@@ -114,8 +125,36 @@ def encode(
     GeosamStacError
         One of its children; `exit_code` and `retryable` tell them apart.
     """
+    if client is not None:
+        return _encode_on(client, source, config, sink, options)
     with Session(config, sink=sink, **options) as opened:
         return opened.encode(source)
+
+
+def _encode_on(
+    client: Client,
+    source: session.Source,
+    config: EncodeConfig | None,
+    sink: Sink,
+    options: dict[str, Any],
+) -> EncodeResult:
+    from geosam_stac.scale.dask import Recipe, encode_all
+
+    asked = (config or EncodeConfig()).replace(options)
+    # The model is the workers': this machine plans, and puts together.
+    with Session(asked, sink=sink, device="cpu") as opened:
+        recipe = Recipe(
+            config=opened.config.replace({"device": asked.device}),
+            sources=dict.fromkeys(options, "Python"),
+        )
+        scene = opened.scene(source)
+        whole = scene.items[0] if len(scene.items) == 1 else Group(id=scene.id, items=scene.items)
+        (result,) = encode_all(client, opened, [whole], recipe)
+        if result.error is not None:
+            raise result.error
+        assert result.whole is not None
+        opened.publish(result.whole)
+        return result.whole
 
 
 def plan(source: session.Source, config: EncodeConfig | None = None, **options: Any) -> Plan:

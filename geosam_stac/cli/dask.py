@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from geosam_stac.cli import console
-from geosam_stac.cli.encode import each, publisher_of
+from geosam_stac.cli.encode import each, publisher_of, result_document
 from geosam_stac.cli.inputs import Inputs, Work
 from geosam_stac.cli.options import InForce
 from geosam_stac.cli.plan_text import chips_text
@@ -80,10 +80,11 @@ class _Run:
 
     def tell(self, source: Source) -> None:
         """The scene that came last: its Item's href, and its publication."""
-        assert self._last is not None and self._last.href is not None
-        self._chips += self._last.chips
-        self.publisher.add(self._last.href)
+        assert self._last is not None and self._last.whole is not None
+        whole = self._last.whole
+        self._chips += whole.chips_encoded
+        self.publisher.add(whole.href)
         if self._json_lines:
-            console.result_json({"item": self._last.href, "id": self._last.item_id})
+            console.result_json(result_document(whole))
         else:
-            console.result(self._last.href)
+            console.result(whole.href)

@@ -243,7 +243,7 @@ def _encode_one(
     result = encode_scene(session, session.scene(source), session.config)
     publisher.add(result.href)
     if json_lines:
-        console.result_json(_result_document(result))
+        console.result_json(result_document(result))
     else:
         console.result(result.href)
     if result.chips_encoded or result.chips_skipped:
@@ -270,7 +270,8 @@ def _tried_again(result: EncodeResult) -> str:
     return f"; tried again: {counts}" if counts else ""
 
 
-def _result_document(result: EncodeResult) -> dict[str, Any]:
+def result_document(result: EncodeResult) -> dict[str, Any]:
+    """A scene's result, for `--json`."""
     return {
         "item": result.href,
         "id": result.item.id,

@@ -204,9 +204,10 @@ class _Finalizer:
             return first.href
         source = self._works[number].source
         assert source is not None and first.item_id is not None
-        return finalize_scene(
+        _, href = finalize_scene(
             self._session, source, self._config, item_id=first.item_id, parts=first.parts
         )
+        return href
 
     def _end(self, missing: list[int]) -> None:
         from geosam_stac.storage import Store

@@ -38,6 +38,7 @@ from geosam_stac.sources import parse_item
 from geosam_stac.sources.access import accesses
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.profiles import load_profile
+from geosam_stac.types import EncodeResult
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Worker
@@ -75,7 +76,7 @@ class Recipe:
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def connect(address: str) -> Client:
+def connect(address: str, *, timeout_s: float = 20.0) -> Client:
     """A client of the scheduler at `address` (`tcp://host:8786`).
 
     Raises
@@ -96,7 +97,7 @@ def connect(address: str) -> Client:
         ) from error
     dask.config.set(COMM_RETRIES)
     try:
-        return Client(address, timeout="20s", set_as_default=False)
+        return Client(address, timeout=f"{timeout_s:g}s", set_as_default=False)
     except ValueError as error:
         raise ConfigurationError(
             "--dask is no address of a scheduler", expected="tcp://HOST:PORT", got=address
@@ -154,7 +155,7 @@ def encode_all(
         _forwarded(client, session.sink),
         _submitted(client, sources, recipe, units, with_gpu) as (futures),
     ):
-        yield from _collect(session, sources, recipe.config, futures)
+        yield from _collect(client, session, sources, recipe.config, futures)
     session.sink(SceneFinished(scene_id="", href=recipe.config.out or ""))
 
 
@@ -186,6 +187,7 @@ def _submitted(
 
 
 def _collect(
+    client: Client,
     session: Session,
     sources: Sequence[Source],
     config: EncodeConfig,
@@ -194,7 +196,7 @@ def _collect(
     from distributed import as_completed
 
     parts: dict[int, list[UnitResult]] = {}
-    for future in as_completed(list(futures)):
+    for future in as_completed(list(futures), loop=client.loop):
         unit = futures[future]
         source = sources[unit.scene]
         result = _result(future, unit, source)
@@ -241,21 +243,33 @@ def _joined(
         if result.error is not None:
             return result
     last = done[-1]
-    ids = {result.item_id for result in done}
+    parts = [result.part for result in done if result.part is not None]
+    ids = sorted({part.item_id for part in parts})
     try:
         if len(ids) > 1:
             raise DataError(
                 "workers of several kinds made parts of one scene, and these do not match",
                 item=source.id,
-                got=", ".join(sorted(map(str, ids))),
+                got=", ".join(ids),
                 hint="Give --precision, so that all workers compute alike",
             )
-        assert last.item_id is not None
-        href = finalize_scene(session, source, config, item_id=last.item_id, parts=last.unit.parts)
+        item, href = finalize_scene(session, source, config, item_id=ids[0], parts=last.unit.parts)
     except GeosamStacError as error:
         return UnitResult(unit=last.unit, name=source.id, error=error)
-    siblings = tuple(result.part for result in done[:-1] if result.part is not None)
-    return dataclasses.replace(last, href=href, siblings=siblings)
+    whole = EncodeResult(
+        item=item,
+        href=href,
+        chips_encoded=sum(part.chips_encoded for part in parts),
+        chips_resumed=sum(part.chips_resumed for part in parts),
+        chips_skipped=sum(part.chips_skipped for part in parts),
+        chips_failed=0,
+        bytes_read=sum(part.bytes_read for part in parts),
+        bytes_written=sum(part.bytes_written for part in parts),
+        # Of the slowest part, which the others waited for.
+        seconds=max((part.seconds for part in parts), key=lambda stages: stages.get("total", 0.0)),
+        busy={},
+    )
+    return UnitResult(unit=last.unit, name=source.id, whole=whole)
 
 
 # On a worker
@@ -307,7 +321,9 @@ def _session(recipe: Recipe) -> Session:
 def _tell(worker: Worker, event: events.Event) -> None:
     """From any thread of the worker to the client, by way of the scheduler."""
     if isinstance(event, ChipDone | Notice):
-        worker.log_event(TOPIC, {"kind": type(event).__name__, **dataclasses.asdict(event)})
+        # Dask adds members of its own: the event stands in one of ours.
+        said = {"kind": type(event).__name__, **dataclasses.asdict(event)}
+        worker.log_event(TOPIC, {"event": said})
 
 
 @contextlib.contextmanager
@@ -315,7 +331,7 @@ def _forwarded(client: Client, sink: Sink) -> Iterator[None]:
     """What the workers tell reaches `sink`: each chip, and warnings."""
 
     def hear(event: tuple[float, Mapping[str, Any]]) -> None:
-        fields = dict(event[1])
+        fields = dict(event[1]["event"])
         kind = fields.pop("kind")
         if kind == ChipDone.__name__:
             sink(ChipDone(**fields))

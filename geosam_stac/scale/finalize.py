@@ -5,6 +5,8 @@ Safe to run again, and by two at once: what one has finished the other finds don
 
 from __future__ import annotations
 
+import pystac
+
 from geosam_stac.commit import commit, read_commit
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import DataError, TemporaryError, UsageError
@@ -19,8 +21,8 @@ from geosam_stac.storage import Store
 
 def finalize_scene(
     session: Session, source: Source, config: EncodeConfig, *, item_id: str, parts: int
-) -> str:
-    """Write the manifest and the Item of a scene whose parts are all there; returns its href.
+) -> tuple[pystac.Item, str]:
+    """Write the manifest and the Item of a scene whose parts are all there; the Item and its href.
 
     No model is loaded and no pixel is read: `session` may be on any device.
 
@@ -40,24 +42,25 @@ def finalize_scene(
     )
     if scene.items:
         config = session.in_force(scene.items[0], config)
-    if read_commit(store, layout, scene) is None:
-        gone = missing(store, layout, parts)
-        # Asked again: another finalizer may have finished in between, and tidied up.
-        if gone and read_commit(store, layout, scene) is None:
-            raise TemporaryError(
-                f"parts of the scene are missing: {', '.join(map(str, gone))} of {parts}",
-                item=scene.id,
-                href=store.href(layout.parts),
-                hint="Run their shards, then finalize again",
-            )
+    item = read_commit(store, layout, scene)
+    if item is None:
         grid = chip_grid(scene, config, session.entry)
         try:
+            if gone := missing(store, layout, parts):
+                raise TemporaryError(
+                    f"parts of the scene are missing: {', '.join(map(str, gone))} of {parts}",
+                    item=scene.id,
+                    href=store.href(layout.parts),
+                    hint="Run their shards, then finalize again",
+                )
             outcome = gather(store, layout, count=parts, scene=scene, grid=grid, config=config)
-        except DataError:
-            if read_commit(store, layout, scene) is None:
+        except (DataError, TemporaryError):
+            # Another finalizer may have finished in between, and tidied up.
+            item = read_commit(store, layout, scene)
+            if item is None:
                 raise
         else:
-            commit(outcome, store)
+            item, _ = commit(outcome, store)
     store.delete_tree(layout.journal)
     store.delete_tree(layout.parts)
-    return store.href(layout.item)
+    return item, store.href(layout.item)

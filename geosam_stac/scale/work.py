@@ -24,8 +24,7 @@ Source = pystac.Item | Group
 class UnitResult:
     """What a unit came to: `whole` of a scene that is one unit, `part` of a part, or an error.
 
-    Exactly one of the three is set. `href`: of a scene's Item, once it is written. `siblings`: the
-    results of a scene's other parts, where they were put together.
+    Exactly one of the three is set.
     """
 
     unit: Unit
@@ -33,13 +32,11 @@ class UnitResult:
     whole: EncodeResult | None = None
     part: PartResult | None = None
     error: GeosamStacError | None = None
-    href: str | None = None
-    siblings: tuple[PartResult, ...] = ()
 
     @property
-    def chips(self) -> int:
-        """Chips that were encoded."""
-        return sum(map(_chips, (self.whole, self.part, *self.siblings)))
+    def href(self) -> str | None:
+        """Of the scene's Item, once it is written."""
+        return None if self.whole is None else self.whole.href
 
     @property
     def item_id(self) -> str | None:
@@ -47,10 +44,6 @@ class UnitResult:
         if self.whole is not None:
             return self.whole.item.id
         return self.part.item_id if self.part is not None else None
-
-
-def _chips(result: EncodeResult | PartResult | None) -> int:
-    return 0 if result is None else result.chips_encoded
 
 
 def encode_unit(session: Session, source: Source, unit: Unit, config: EncodeConfig) -> UnitResult:
@@ -64,7 +57,7 @@ def encode_unit(session: Session, source: Source, unit: Unit, config: EncodeConf
     scene = session.scene(source)
     if unit.parts == 1:
         whole = encode_scene(session, scene, config)
-        return UnitResult(unit=unit, name=source.id, whole=whole, href=whole.href)
+        return UnitResult(unit=unit, name=source.id, whole=whole)
     part = Part(index=unit.part, count=unit.parts)
     return UnitResult(unit=unit, name=source.id, part=encode_part(session, scene, config, part))
 

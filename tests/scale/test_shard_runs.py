@@ -225,9 +225,9 @@ def test_parts_make_the_whole(tmp_path, scene_item, fake_model, count):
         _encode_parts(session, scene, count)  # what is there is not done again
         assert sum(fake_model.encoder.batches) == batches
         source = scene.items[0]
-        href = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
-        assert Path(href).is_file()
-        again = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
+        item, href = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
+        assert item.id == item_id and Path(href).is_file()
+        _, again = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
         assert again == href
     assert_same(contents(tmp_path / "out"), expected)
 

@@ -1,0 +1,188 @@
+"""A real Dask scheduler and real worker processes: the same as one process, whoever is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("distributed", reason="distributed is not installed")
+
+import geosam_stac as gs
+from geosam_stac.errors import TemporaryError
+from geosam_stac.events import ChipDone, Event
+from geosam_stac.scale.dask import connect
+from tests.cli.conftest import make_item
+from tests.scale.outputs import assert_same, contents, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = ("--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "--device", "cpu")
+
+
+class Cluster:
+    """A scheduler and workers, as processes of their own on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "scheduler.json"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start(
+            *("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard"),
+            *("--scheduler-file", self.file),
+        )
+        deadline = time.monotonic() + 60
+        while not self.file.exists() or not self.file.read_text().strip():
+            assert time.monotonic() < deadline, "the scheduler does not start"
+            time.sleep(0.1)
+        self.address = json.loads(self.file.read_text())["address"]
+
+    def _start(self, *argv: object, **more: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-W", "ignore", "-m", "dask.__main__", *map(str, argv)]
+        with (self.folder / "cluster.log").open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment(**more), stdout=log, stderr=log
+            )
+
+    def add(self, *, seconds: float = 0.0, gpu: bool = True) -> subprocess.Popen[bytes]:
+        """Start one more worker with the fake model."""
+        resources = ("--resources", "GPU=1") if gpu else ()
+        # No nanny: SIGKILL ends the worker, and nobody starts it again.
+        worker = self._start(
+            *("worker", self.address, "--nthreads", 1, "--no-nanny", "--no-dashboard"),
+            *("--host", "127.0.0.1", "--preload", "tests.scale.dask_preload", *resources),
+            *("--local-directory", self.folder / "scratch"),
+            FAKE_SECONDS=str(seconds),
+            PYTHONPATH=str(ROOT),
+        )
+        self.workers.append(worker)
+        return worker
+
+    def wait(self, count: int) -> None:
+        with connect(self.address) as client:
+            client.wait_for_workers(count, timeout=90)
+
+    def close(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()  # they would wait for each other
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[Cluster]:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    made = Cluster(folder)
+    with contextlib.closing(made):
+        yield made
+
+
+@pytest.fixture
+def forty(tmp_path) -> Path:
+    """A file of 40 small scenes, the last of them large enough to be split."""
+    rng = np.random.default_rng(2)
+    lines = []
+    for number in range(40):
+        size = (int(rng.integers(40, 160)), int(rng.integers(40, 160)))
+        size = (600, 700) if number == 39 else size
+        path = make_item(tmp_path, f"scene-{number:02d}", size)
+        lines.append(json.dumps(json.loads(path.read_text())))
+    items = tmp_path / "items.ndjson"
+    items.write_text("\n".join(lines))
+    return items
+
+
+def _encode(*argv: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.scale.main", 64, 0, "encode", *argv]
+    return subprocess.Popen(
+        [*map(str, command)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_one_worker_lost_and_one_added(tmp_path, forty, cluster):
+    out = tmp_path / "out"
+    options = ("--items", forty, *OPTIONS, "--stride", 32, "--out", out)
+    for _ in range(4):
+        cluster.add(seconds=0.02)
+    single = _encode(*options, "-q")
+    assert single.wait(240) == 0, single.stderr.read()
+    expected = contents(out)
+    assert len([name for name in expected if name.endswith("manifest.parquet")]) == 40
+    out.rename(tmp_path / "single")
+    cluster.wait(4)
+    run = _encode(*options, "--dask", cluster.address)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*/*/features/*.pt"))) < 40:  # in the middle
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(cluster.workers[0].pid, signal.SIGKILL)
+    cluster.add()
+    told, heard = run.communicate(timeout=240)
+    assert run.returncode == 0, heard
+    assert len(told.splitlines()) == 40
+    assert "40 scenes in" in heard
+    assert_same(contents(out), expected)
+
+
+def test_failures_are_told_and_the_rest_goes_on(tmp_path, forty, cluster):
+    lines = forty.read_text().splitlines()[:5]
+    broken = json.loads(lines[1]) | {"id": "broken"}
+    broken["assets"]["image"]["href"] = str(tmp_path / "nowhere.tif")
+    items = tmp_path / "some.ndjson"
+    items.write_text("\n".join([*lines, json.dumps(broken)]))
+    cluster.add(gpu=False)
+    out = tmp_path / "out"
+    options = ("--items", items, *OPTIONS, "--stride", 32, "--out", out)
+    run = _encode(*options, "--dask", cluster.address, "--json")
+    told, heard = run.communicate(timeout=240)
+    assert run.returncode == 3, heard
+    assert {json.loads(line)["id"].split("_")[0] for line in told.splitlines()} == {
+        json.loads(line)["id"] for line in lines
+    }
+    assert "no worker has the resource GPU" in heard
+    assert "broken" in heard
+    assert json.loads((out / "failed.ndjson").read_text())["id"] == "broken"
+
+
+def test_one_scene_from_python(tmp_path, cluster, fake_model):
+    path = make_item(tmp_path, "scene", (600, 700))
+    options = {
+        "model": "sam2.1-hiera-tiny",
+        "checkpoint": "untrained",
+        "device": "cpu",
+        "stride": 32,
+        "out": str(tmp_path / "out"),
+    }
+    cluster.add()
+    cluster.add()
+    whole = gs.encode(path, **options)
+    expected = contents(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "single")
+    cluster.wait(2)
+    heard: list[Event] = []
+    with connect(cluster.address) as client:
+        result = gs.encode(path, client=client, sink=heard.append, **options)
+    assert result.item.id == whole.item.id
+    assert result.chips_encoded == whole.chips_encoded
+    assert_same(contents(tmp_path / "out"), expected)
+    # They come by another way than the result: the last ones may come after it.
+    assert 1 <= sum(isinstance(event, ChipDone) for event in heard) <= whole.chips_encoded
+
+
+def test_nobody_answers():
+    with pytest.raises(TemporaryError, match="does not answer"):
+        connect("tcp://127.0.0.1:9", timeout_s=1)
