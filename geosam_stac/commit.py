@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,14 +19,16 @@ from odc.geo.crs import CRS
 from geosam_stac import item as items
 from geosam_stac import manifest, provenance
 from geosam_stac.config import EncodeConfig
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.features import FORMATS
 from geosam_stac.grid import chip_refs
+from geosam_stac.journal import Journal
 from geosam_stac.layout import Layout
 from geosam_stac.session import Session
 from geosam_stac.storage import Store
-from geosam_stac.thumbnail import Thumbnail
+from geosam_stac.thumbnail import Thumbnail, is_picture
 from geosam_stac.types import ChipGrid, EncoderSpec, ManifestRow, Scene, SkippedRow
+from geosam_stac.versioned import VersionedStore, put_agreed
 
 _NO_ITEM = (pystac.STACError, pystac.STACTypeError)
 
@@ -90,9 +92,13 @@ def read_commit(store: Store, layout: Layout, scene: Scene) -> pystac.Item | Non
         return None
     href = store.href(layout.item)
     try:
-        item = pystac.Item.from_dict(
-            json.loads(store.get(layout.item)), href=href, preserve_dict=False
-        )
+        data = store.get(layout.item)
+    except DataError:  # another run has deleted it in between
+        if store.exists(layout.item):
+            raise
+        return None
+    try:
+        item = pystac.Item.from_dict(json.loads(data), href=href, preserve_dict=False)
     except (ValueError, KeyError, TypeError, AttributeError, *_NO_ITEM) as error:
         raise DataError(
             "the Item that is there already cannot be read",
@@ -116,14 +122,25 @@ def read_commit(store: Store, layout: Layout, scene: Scene) -> pystac.Item | Non
     return item
 
 
-def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
-    """Write the scene's tables and pictures, then its Item; returns it and the bytes written."""
+def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> tuple[pystac.Item, int]:
+    """Write the scene's tables and pictures, then its Item; returns it and the bytes written.
+
+    Where another run of the same scene was first, its Item is the one, and is returned.
+
+    Raises
+    ------
+    TemporaryError
+        A run with --overwrite has begun meanwhile: nothing of this one stands for the scene.
+    """
     layout, crs = outcome.layout, _crs(outcome.scene)
     created = datetime.now(UTC)
     written: list[int] = []
+    if (first := read_commit(store, layout, outcome.scene)) is not None:
+        return first, 0
+    journal.check_overwritten()
 
-    def put(key: str, data: bytes, **table: Any) -> items.FileFacts:
-        store.put(key, data)
+    def put(key: str, data: bytes, same: Callable[[bytes], bool], **table: Any) -> items.FileFacts:
+        data = put_agreed(store, key, data, is_as_good=lambda there, _: same(there))
         written.append(len(data))
         return items.FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **table)
 
@@ -136,6 +153,7 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
             source_path=outcome.scene.bands[0].href,
             feature_path=lambda chip_id: store.href(layout.feature(chip_id)),
         ),
+        lambda there: _has_rows(there, outcome.rows),
         rows=len(outcome.rows),
         columns=manifest.COLUMNS,
     )
@@ -144,6 +162,7 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
         skipped = put(
             layout.skipped,
             manifest.skipped_parquet(outcome.skipped, crs=crs),
+            lambda there: _has_skipped(there, outcome.skipped),
             rows=len(outcome.skipped),
             columns=manifest.SKIPPED_COLUMNS,
         )
@@ -152,8 +171,10 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
     picture = outcome.thumbnail.png(
         chip_refs(outcome.grid), skipped=[row.ref for row in outcome.skipped]
     )
-    thumbnail = put(layout.thumbnail, picture)
-    put(layout.run, _run_document(outcome, created))
+    thumbnail = put(layout.thumbnail, picture, is_picture)
+    run = _run_document(outcome, created)
+    store.put(layout.run, run)  # the Item holds no checksum of it
+    written.append(len(run))
     item = items.build_item(
         scene=outcome.scene,
         grid=outcome.grid,
@@ -174,8 +195,36 @@ def commit(outcome: Outcome, store: Store) -> tuple[pystac.Item, int]:
         created=created,
         model_href=outcome.machine.model_href,
     )
-    put(layout.item, items.to_bytes(item))
-    return item, sum(written)
+    document = items.to_bytes(item)
+    if not store.put_if(layout.item, document, None):
+        first = read_commit(store, layout, outcome.scene)
+        return first or item, sum(written)
+    try:
+        journal.check_overwritten()
+    except TemporaryError:
+        if store.read(layout.item) == document:
+            store.delete(layout.item)  # what it names is going
+        raise
+    return item, sum(written) + len(document)
+
+
+def _has_rows(data: bytes, rows: Iterable[ManifestRow]) -> bool:
+    """Whether a manifest is of just these features: another run's, or one that was broken off."""
+    try:
+        frame = manifest.read(data)
+    except DataError:
+        return False
+    there = zip(frame["chip_id"], frame["bytes"], frame["sha256"], strict=True)
+    return sorted(there) == sorted((row.ref.chip_id, row.bytes, row.sha256) for row in rows)
+
+
+def _has_skipped(data: bytes, rows: Iterable[SkippedRow]) -> bool:
+    try:
+        frame = manifest.read_skipped(data)
+    except DataError:
+        return False
+    there = zip(frame["chip_id"], frame["reason"], strict=True)
+    return sorted(there) == sorted((row.ref.chip_id, row.reason) for row in rows)
 
 
 def _crs(scene: Scene) -> CRS:

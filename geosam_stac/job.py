@@ -15,8 +15,8 @@ from geosam_stac.features import FORMATS
 from geosam_stac.layout import Layout, item_id, layer_name
 from geosam_stac.planning import chip_grid
 from geosam_stac.session import Session
-from geosam_stac.storage import Store
 from geosam_stac.types import ChipGrid, Scene
+from geosam_stac.versioned import VersionedStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Job:
     scene: Scene
     config: EncodeConfig
     grid: ChipGrid
-    store: Store
+    store: VersionedStore
     layout: Layout
     digest: str
 
@@ -66,7 +66,7 @@ class Job:
             scene=scene,
             config=config,
             grid=grid,
-            store=Store(config.out, retries=session.retries),
+            store=VersionedStore(config.out, retries=session.retries),
             layout=layout,
             digest=digest,
         )

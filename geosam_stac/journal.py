@@ -1,8 +1,9 @@
 """Which chips of a scene are done: a small record beside the features, until the Item is written.
 
 An object store cannot append, so each run writes parts of its own, and a part is never changed. A
-chip counts as done when its object has the size and the sha256 that were recorded for it. Imports
-storage and layout; starts no thread.
+chip counts as done when its object has the size and the sha256 that were recorded for it. A run
+that replaces what is there leaves a mark first, by which others that are under way hear of it.
+Imports storage and layout; starts no thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from geosam_stac import manifest
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.layout import Layout
 from geosam_stac.storage import Store
 
@@ -25,6 +26,7 @@ from geosam_stac.storage import Store
 # took, must be encoded again.
 PART_CHIPS = 16
 PART_S = 10.0
+_MARK = ".overwrite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,33 @@ class Journal:
         self._pending: list[Done] = []
         self._last_s = time.monotonic()
         self._lock = threading.Lock()
+        self._marks = self._all_marks()
+
+    def mark_overwrite(self) -> str:
+        """Tell other runs that what is there is going to be replaced; returns the mark's key."""
+        key = f"{self._layout.journal}/{self._run}{_MARK}"
+        self._store.put(key, b"")
+        self._marks.add(key)
+        return key
+
+    def check_overwritten(self) -> None:
+        """Raises TemporaryError when another run has begun to replace everything meanwhile."""
+        if self._all_marks() - self._marks:
+            raise TemporaryError(
+                "another run with --overwrite is replacing this output",
+                href=self._store.href(self._layout.item),
+                hint="Let it end, then run this one again",
+            )
+
+    def _all_marks(self) -> set[str]:
+        return {key for key in self._store.keys(self._layout.journal) if key.endswith(_MARK)}
 
     def recorded(self) -> dict[str, Done]:
         """Chip id -> what earlier runs recorded; what cannot be read is left out."""
         found: dict[str, Done] = {}
         for key in self._store.keys(self._layout.journal):
+            if key.endswith(_MARK):
+                continue
             try:
                 text = self._store.get(key).decode("utf-8", "replace")
             except DataError:  # another run has finished the scene in between

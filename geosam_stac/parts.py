@@ -15,8 +15,9 @@ from typing import Any
 
 from geosam_stac.commit import Machine, Outcome
 from geosam_stac.config import EncodeConfig
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.grid import chip_refs
+from geosam_stac.journal import Done, Journal
 from geosam_stac.layout import Layout
 from geosam_stac.storage import Store
 from geosam_stac.thumbnail import Thumbnail
@@ -29,11 +30,26 @@ from geosam_stac.types import (
     SkippedRow,
     TensorSpec,
 )
+from geosam_stac.versioned import VersionedStore, put_agreed
 
 
-def save(outcome: Outcome, part: Part, store: Store) -> int:
-    """Write what a part came to; returns the bytes written. The JSON last: it is the mark."""
-    picture = outcome.thumbnail.to_bytes()
+def save(outcome: Outcome, part: Part, store: VersionedStore, journal: Journal) -> int:
+    """Write what a part came to; returns the bytes written. The JSON last: it is the mark.
+
+    Where another run of the same part was first, what it wrote stays.
+
+    Raises
+    ------
+    TemporaryError
+        A run with --overwrite has begun meanwhile, and is deleting what this one has made.
+    """
+    journal.check_overwritten()
+    picture = put_agreed(
+        store,
+        outcome.layout.part(part, ".npz"),
+        outcome.thumbnail.to_bytes(),
+        is_as_good=lambda there, _: outcome.thumbnail.is_same(there),
+    )
     document = {
         "part": part.index,
         "parts": part.count,
@@ -65,19 +81,42 @@ def save(outcome: Outcome, part: Part, store: Store) -> int:
         "retries": dict(outcome.retries),
     }
     data = json.dumps(document, sort_keys=True).encode()
-    store.put(outcome.layout.part(part, ".npz"), picture)
-    store.put(outcome.layout.part(part, ".json"), data)
+    key = outcome.layout.part(part, ".json")
+    data = put_agreed(store, key, data, is_as_good=lambda there, _: _agrees(there, document))
+    try:
+        journal.check_overwritten()
+    except TemporaryError:
+        store.delete(key)  # what it names is going
+        raise
     return len(picture) + len(data)
 
 
-def is_saved(store: Store, layout: Layout, part: Part) -> bool:
-    """Whether a part is there, and every feature that it records."""
+def _agrees(data: bytes, document: Mapping[str, Any]) -> bool:
+    """Whether another run's document of a part tells of the same features and pixels."""
     try:
-        document = json.loads(store.get(layout.part(part, ".json")))
-        there = set(store.keys(layout.features))
-        return all(layout.feature(row["chip_id"]) in there for row in document["rows"])
-    except (DataError, ValueError, KeyError, TypeError):
+        there = json.loads(data)
+        return all(
+            there[name] == json.loads(json.dumps(document[name]))
+            for name in ("digest", "spec", "limits", "thumbnail_sha256")
+        ) and all(
+            sorted(there[name], key=_chip_id) == sorted(document[name], key=_chip_id)
+            for name in ("rows", "skipped")
+        )
+    except (ValueError, KeyError, TypeError):
         return False
+
+
+def _chip_id(row: Mapping[str, Any]) -> str:
+    return str(row["chip_id"])
+
+
+def saved_chips(store: Store, layout: Layout, part: Part) -> dict[str, Done] | None:
+    """Chip id -> what a part recorded; None where there is no such part, or it cannot be read."""
+    try:
+        rows = json.loads(store.get(layout.part(part, ".json")))["rows"]
+        return {row["chip_id"]: Done(**row) for row in rows}
+    except (DataError, ValueError, KeyError, TypeError):
+        return None
 
 
 def missing(store: Store, layout: Layout, count: int) -> list[int]:
@@ -125,6 +164,7 @@ def gather(
                 href=store.href(layout.parts),
                 hint="They are of several runs: delete the folder, and encode again",
             )
+    _check_features(store, layout, documents)
     refs = {ref.chip_id: ref for ref in chip_refs(grid)}
     rows, skipped = [], []
     for document in documents:
@@ -151,6 +191,20 @@ def gather(
         retries=_sums([document["retries"] for document in documents]),
         busy=_mean([(document["busy"], document["seconds"]["total"]) for document in documents]),
     )
+
+
+def _check_features(store: Store, layout: Layout, documents: Sequence[Mapping[str, Any]]) -> None:
+    """The Item must name nothing that is not there; one listing, no object is read."""
+    there = set(store.keys(layout.features))
+    for document in documents:
+        gone = [r["chip_id"] for r in document["rows"] if layout.feature(r["chip_id"]) not in there]
+        if gone:
+            raise DataError(
+                f"{len(gone):,} features of part {document['part']} of a scene are gone, the "
+                f"first of them {gone[0]}",
+                href=store.href(layout.features),
+                hint="Run its shard again, then finalize",
+            )
 
 
 def _read(store: Store, layout: Layout, part: Part) -> tuple[dict[str, Any], bytes]:

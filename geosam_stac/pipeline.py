@@ -23,11 +23,11 @@ from geosam_stac.crew import Channel, Crew
 from geosam_stac.cube import CubeReader
 from geosam_stac.errors import GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
-from geosam_stac.features import write
+from geosam_stac.features import is_whole, write
 from geosam_stac.grid import blocks, blocks_of
 from geosam_stac.job import Job
 from geosam_stac.journal import Done, Journal, missing_chips, recorded_chips
-from geosam_stac.parts import is_saved, save
+from geosam_stac.parts import save, saved_chips
 from geosam_stac.planning import chips_outside
 from geosam_stac.radiometry import RangeEstimator, make_chip
 from geosam_stac.reading import Reading
@@ -48,6 +48,7 @@ from geosam_stac.types import (
     Scene,
     SkippedRow,
 )
+from geosam_stac.versioned import put_agreed
 
 STAGES = ("read", "encode", "write")
 NO_VALID_PIXEL = "no valid pixel"
@@ -88,7 +89,7 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         job.store.delete(job.layout.item)  # it names what is not there
     run = _SceneRun(job, recorded=recorded, part=WHOLE)
     outcome = run.run()
-    item, size = commit(outcome, job.store)
+    item, size = commit(outcome, job.store, run.journal)
     run.journal.drop()
     href = job.store.href(job.layout.item)
     session.sink(SceneFinished(scene_id=scene.id, href=href))
@@ -125,13 +126,15 @@ def encode_part(session: Session, scene: Scene, config: EncodeConfig, part: Part
             hint="Give another --out, or delete the old output",
         )
     job = Job.of(session, scene, config)
-    if job.commit() is not None or is_saved(job.store, job.layout, part):
+    saved = saved_chips(job.store, job.layout, part)
+    there = saved is not None and not missing_chips(job.store, job.layout, saved)
+    if there or job.commit() is not None:
         session.sink(Notice(message=f"part {part.name} of {job.layout.item_id} is there already"))
         return PartResult(item_id=job.layout.item_id, part=part)
     job.prepare()
-    run = _SceneRun(job, recorded={}, part=part)
+    run = _SceneRun(job, recorded=saved or {}, part=part)
     outcome = run.run()
-    size = save(outcome, part, job.store)
+    size = save(outcome, part, job.store, run.journal)
     session.sink(SceneFinished(scene_id=scene.id, href=job.store.href(job.layout.parts)))
     return PartResult(
         item_id=job.layout.item_id,
@@ -192,6 +195,9 @@ class _SceneRun:
         self.journal = Journal(job.store, job.layout)
         self.recorded = recorded
         self.done: dict[str, Done] = {}
+        # Versions of objects that are not what was recorded: those alone are replaced.
+        self.broken: dict[str, str] = {}
+        self.told_of_another = False
         self.resumed = 0
         self.rows: list[ManifestRow] = []
         self.skipped: list[SkippedRow] = []
@@ -206,8 +212,7 @@ class _SceneRun:
         )
         limits = self._value_range()
         if self.config.overwrite:  # not sooner: what fails by now has cost nothing
-            self.store.delete(self.layout.item)  # first: it must not name objects that are going
-            self.store.delete_tree(self.layout.folder)
+            self._clear()
         self._find_done()
         try:
             self._stream(limits)
@@ -243,6 +248,15 @@ class _SceneRun:
 
     # What an earlier run has done
 
+    def _clear(self) -> None:
+        """Delete what is there, after a mark by which other runs hear of it."""
+        mark = self.journal.mark_overwrite()
+        self.store.delete(self.layout.item)  # first: it must not name objects that are going
+        self.store.delete_tree(self.layout.features)
+        for key in self.store.keys(self.layout.folder):
+            if key != mark:
+                self.store.delete(key)
+
     def _find_done(self) -> None:
         """Chips that are there, with the size and sha256 that were recorded, are not done again."""
         mine = {ref.chip_id for ref in self.chips}
@@ -255,8 +269,11 @@ class _SceneRun:
 
         def check() -> None:
             for done in todo:
+                version = self.store.version(self.layout.feature(done.chip_id))
                 if self.journal.is_there(done):
                     self.done[done.chip_id] = done
+                elif version is not None:
+                    self.broken[done.chip_id] = version
 
         for done in recorded.values():
             todo.put(done)
@@ -433,7 +450,7 @@ class _SceneRun:
                 format=self.config.format,
                 dtype=self.config.feature_dtype,
             )
-            self.store.put(self.layout.feature(chip_id), data)
+            data = self._agree(chip_id, data)
         except GeosamStacError as error:
             error.at(item=self.scene.id, chip=chip_id)
             raise
@@ -443,3 +460,24 @@ class _SceneRun:
             sha256=hashlib.sha256(data).hexdigest(),
             valid_fraction=valid_fraction,
         )
+
+    def _agree(self, chip_id: str, data: bytes) -> bytes:
+        """Store a feature; where another run's is there, which other bytes may have, it stays."""
+        stored = put_agreed(
+            self.store,
+            self.layout.feature(chip_id),
+            data,
+            is_as_good=lambda there, version: (
+                version != self.broken.get(chip_id) and is_whole(there)
+            ),
+        )
+        if stored != data and not self.told_of_another:
+            self.told_of_another = True
+            self.session.sink(
+                Notice(
+                    message="another run has written features of this scene, with other bytes "
+                    "(another device or software?): they stay",
+                    level="warning",
+                )
+            )
+        return stored

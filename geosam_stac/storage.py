@@ -99,8 +99,7 @@ class Store:
 
         Raises as `put`.
         """
-        with translated("writing", self.href(key)):
-            return self._backend.create(key, data)
+        return self._decided(key, data, lambda: self._backend.create(key, data))
 
     def get(self, key: str) -> bytes:
         """Read an object; DataError when it is not there, else as `put`."""
@@ -134,6 +133,22 @@ class Store:
         Raises as `put`.
         """
         self._do("write", "writing", self.url, self._backend.check_writable)
+
+    def _decided(self, key: str, data: bytes, write: Callable[[], bool]) -> bool:
+        """Write under a condition, by `write`: False when the condition did not hold.
+
+        A try whose answer was lost may have written all the same, and the next one then meets its
+        own object.
+        """
+
+        def once(tries: int) -> bool:
+            with translated("writing", self.href(key)):
+                return write() or (tries > 0 and self._holds(key, data))
+
+        return self._retries.run("write", once)
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        return self._backend.size(key) == len(data) and self._backend.get(key) == data
 
     def _do(self, kind: str, action: str, href: str, do: Callable[[], T]) -> T:
         return _tried(self._retries, kind, action, href, do)

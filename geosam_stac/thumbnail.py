@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
+import zipfile
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +19,16 @@ from geosam_stac.types import ChipRef, Window
 LONGER_SIDE_PX = 768
 CHIP_COLOUR = (255, 214, 10, 150)
 SKIPPED_COLOUR = (255, 69, 58, 255)
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether this is a whole PNG: each of its parts has a checksum."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            picture.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 class Thumbnail:
@@ -68,12 +79,19 @@ class Thumbnail:
 
     def add_bytes(self, data: bytes) -> None:
         """Take in what another thumbnail of the same scene has seen. Raises ValueError."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            sums, counts = arrays["sum"], arrays["count"]
+        sums, counts = _sums(data)
         if sums.shape != self._sum.shape or counts.shape != self._count.shape:
             raise ValueError("the thumbnail is of another scene")
         self._sum += sums
         self._count += counts
+
+    def is_same(self, data: bytes) -> bool:
+        """Whether `to_bytes` of another thumbnail tells of the same pixels."""
+        try:
+            sums, counts = _sums(data)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+            return False
+        return np.array_equal(sums, self._sum) and np.array_equal(counts, self._count)
 
     def png(self, chips: Iterable[ChipRef], *, skipped: Iterable[ChipRef] = ()) -> bytes:
         """Draw the outlines of the chips, and of those without a feature in red; PNG bytes."""
@@ -95,3 +113,8 @@ class Thumbnail:
             (window.col_off + window.width - 1) // self.factor,
             (window.row_off + window.height - 1) // self.factor,
         )
+
+
+def _sums(data: bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return arrays["sum"], arrays["count"]

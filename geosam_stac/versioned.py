@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from geosam_stac.storage_errors import translated
 _LOST = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"})
 _UNKNOWN = frozenset({"NotImplemented", "501"})
 _SINGLE_PUT_BYTES = 1 << 32
+AGREE_TRIES = 8
 
 
 class VersionedStore(Store):
@@ -30,20 +31,13 @@ class VersionedStore(Store):
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Key -> version of all objects below a key, in the keys' order."""
-        with translated("listing", self.href(prefix)):
-            found = self._local(prefix) if self.is_local else self._remote(prefix)
+        look = self._local if self.is_local else self._remote
+        found = self._do("list", "listing", self.href(prefix), lambda: look(prefix))
         return dict(sorted(found.items()))
 
     def version(self, key: str) -> str | None:
         """The version of one object; None when it is not there."""
-        with translated("looking up", self.href(key)):
-            if self.is_local:
-                return _local_version(Path(self.href(key)))
-            try:
-                info = self._fs.info(self.href(key))
-            except FileNotFoundError:
-                return None
-            return _remote_version(info) if info.get("type") == "file" else None
+        return self._do("look-up", "looking up", self.href(key), lambda: self._version(key))
 
     def read(self, key: str) -> bytes | None:
         """Content of an object; None when it is not there."""
@@ -78,16 +72,27 @@ class VersionedStore(Store):
         """
         if version is None:
             return self.create(key, data)
+        return self._decided(key, data, lambda: self._replace(key, data, version))
+
+    def _replace(self, key: str, data: bytes, version: str) -> bool:
+        protocol = self.url.partition("://")[0].lower()
         if self.is_local:
             return self._put_local(key, data, version)
-        protocol = self.url.partition("://")[0].lower()
-        with translated("writing", self.href(key)):
-            if protocol in ("s3", "s3a"):
-                return self._put_s3(key, data, version)
-            if protocol in ("gs", "gcs"):
-                return self._put_gcs(key, data, version)
-        self.put(key, data)
+        if protocol in ("s3", "s3a"):
+            return self._put_s3(key, data, version)
+        if protocol in ("gs", "gcs"):
+            return self._put_gcs(key, data, version)
+        self._backend.put(key, data)
         return True
+
+    def _version(self, key: str) -> str | None:
+        if self.is_local:
+            return _local_version(Path(self.href(key)))
+        try:
+            info = self._fs.info(self.href(key))
+        except FileNotFoundError:
+            return None
+        return _remote_version(info) if info.get("type") == "file" else None
 
     @property
     def _fs(self) -> Any:
@@ -116,7 +121,7 @@ class VersionedStore(Store):
         with _locked(path.parent):
             if _local_version(path) != version:
                 return False
-            self.put(key, data)
+            self._backend.put(key, data)
         return True
 
     def _put_s3(self, key: str, data: bytes, version: str) -> bool:
@@ -130,7 +135,7 @@ class VersionedStore(Store):
                 return False
             if code not in _UNKNOWN:
                 raise
-            self.put(key, data)
+            self._backend.put(key, data)
         return True
 
     def _put_gcs(self, key: str, data: bytes, version: str) -> bool:
@@ -158,6 +163,30 @@ class VersionedStore(Store):
                 return False
             raise
         return True
+
+
+def put_agreed(
+    store: VersionedStore,
+    key: str,
+    data: bytes,
+    *,
+    is_as_good: Callable[[bytes, str], bool],
+) -> bytes:
+    """Write an object, unless one that is as good is there already; returns what stands there.
+
+    Of two writers the first one's object stays, and both know its bytes. `is_as_good` is given
+    another object's content and version, and says whether it stays.
+    """
+    if store.put_if(key, data, None):
+        return data
+    for _ in settle(AGREE_TRIES, store.href(key)):
+        version = store.version(key)
+        there = None if version is None else store.read(key)
+        if there is not None and (there == data or is_as_good(there, version or "")):
+            return there
+        if store.put_if(key, data, version):
+            return data
+    raise AssertionError  # settle has raised
 
 
 def settle(attempts: int, href: str) -> Iterator[int]:

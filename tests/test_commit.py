@@ -12,7 +12,7 @@ from geosam_stac.commit import read_commit
 from geosam_stac.errors import DataError
 from geosam_stac.layout import Layout
 from geosam_stac.pipeline import encode_scene
-from geosam_stac.storage import Store
+from geosam_stac.storage import Store, _LocalBackend
 from tests import rasters, stac_schemas
 from tests.fakes import fake_session
 
@@ -35,13 +35,13 @@ def encode(tmp_path, source, **options):
 
 def test_order_and_checksums(tmp_path, source, monkeypatch):
     puts: dict[str, bytes] = {}
-    real = Store.put
+    real = _LocalBackend._write
 
-    def put(self, key, data):
+    def put(self, key, data, name):
         puts[key] = data
-        real(self, key, data)
+        real(self, key, data, name)
 
-    monkeypatch.setattr(Store, "put", put)
+    monkeypatch.setattr(_LocalBackend, "_write", put)
     result = encode(tmp_path, source)
     item_id = result.item.id
     keys = list(puts)

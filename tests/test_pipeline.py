@@ -31,7 +31,7 @@ from geosam_stac.errors import (
 from geosam_stac.events import ChipDone, Notice, SceneFinished, SceneStarted
 from geosam_stac.features import from_pt, read
 from geosam_stac.pipeline import encode_scene
-from geosam_stac.storage import Store
+from geosam_stac.storage import Store, _LocalBackend
 from tests import rasters
 from tests.fakes import fake_session
 
@@ -474,14 +474,14 @@ class TestFailures:
     def test_writer(self, tmp_path, run, big, monkeypatch, fake_model):
         puts = []
 
-        def put(self, key, data):
+        def put(self, key, data, name):
             puts.append(key)
             if len(puts) == 10:
                 raise StorageError("writing failed: the disk is full", href=self.href(key))
-            return real(self, key, data)
+            return real(self, key, data, name)
 
-        real = Store.put
-        monkeypatch.setattr(Store, "put", put)
+        real = _LocalBackend._write
+        monkeypatch.setattr(_LocalBackend, "_write", put)
         with pytest.raises(StorageError, match="disk is full") as raised:
             run(big, stride=16)
         assert raised.value.exit_code == 74
@@ -490,15 +490,15 @@ class TestFailures:
         assert len(fake_model.encoder.batches) < 100  # stopped, not drained
         self.no_item(tmp_path)
 
-    @pytest.mark.parametrize("name", ["manifest.parquet", "thumbnail.png", "run.json", "_.json"])
-    def test_the_last_files(self, tmp_path, run, item, monkeypatch, name):
-        def put(self, key, data):
-            if key.endswith(name if name != "_.json" else f"/{key.partition('/')[0]}.json"):
+    @pytest.mark.parametrize("last", ["manifest.parquet", "thumbnail.png", "run.json", "_.json"])
+    def test_the_last_files(self, tmp_path, run, item, monkeypatch, last):
+        def put(self, key, data, name):
+            if key.endswith(last if last != "_.json" else f"/{key.partition('/')[0]}.json"):
                 raise StorageError("writing failed: the disk is full", href=self.href(key))
-            return real(self, key, data)
+            return real(self, key, data, name)
 
-        real = Store.put
-        monkeypatch.setattr(Store, "put", put)
+        real = _LocalBackend._write
+        monkeypatch.setattr(_LocalBackend, "_write", put)
         with pytest.raises(StorageError):
             run(item)
         assert not [p for p in files(tmp_path / "out") if p.endswith("tiny.json")]
@@ -530,19 +530,19 @@ class TestFailures:
         """The writer's error makes the others stop; what they say then is no news."""
         failed = threading.Event()
 
-        def put(self, key, data):
+        def put(self, key, data, name):
             if key.endswith(".pt"):
                 failed.set()
                 raise StorageError("the first")
-            return real(self, key, data)
+            return real(self, key, data, name)
 
         def before(count):
             if failed.wait(0.01):
                 time.sleep(0.05)
                 raise TemporaryError("the second")
 
-        real = Store.put
-        monkeypatch.setattr(Store, "put", put)
+        real = _LocalBackend._write
+        monkeypatch.setattr(_LocalBackend, "_write", put)
         fake_model.before = before
         with pytest.raises(StorageError, match="the first"):
             run(big, stride=16)
@@ -570,7 +570,7 @@ class TestFailures:
     ):
         stuck = threading.Event()
 
-        def put(self, key, data):
+        def put(self, key, data, name):
             stuck.wait(30)
 
         monkeypatch.setattr("geosam_stac.crew.STOP_S", 0.3)
@@ -584,7 +584,7 @@ class TestFailures:
                 raise KeyboardInterrupt
 
         fake_model.before = slow
-        monkeypatch.setattr(Store, "put", put)
+        monkeypatch.setattr(_LocalBackend, "_write", put)
         monkeypatch.setattr(Store, "check_writable", lambda self: None)
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
@@ -608,13 +608,13 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
         made.append(1)
         return real_chip(*args, **kwargs)
 
-    def put(self, key, data):
+    def put(self, key, data, name):
         if key.endswith(".pt"):
             gate.wait(10)
-        return real(self, key, data)
+        return real(self, key, data, name)
 
-    real = Store.put
-    monkeypatch.setattr(Store, "put", put)
+    real = _LocalBackend._write
+    monkeypatch.setattr(_LocalBackend, "_write", put)
     monkeypatch.setattr(pipeline, "make_chip", make_chip)
     seen = []
 

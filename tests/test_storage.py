@@ -22,6 +22,7 @@ from s3fs.errors import translate_boto_error
 
 from geosam_stac import storage
 from geosam_stac.errors import ConfigurationError, DataError, StorageError, TemporaryError
+from geosam_stac.retry import Retries
 from geosam_stac.storage import Store, read_bytes, read_text
 from tests.quick import quick
 
@@ -56,6 +57,27 @@ def test_of_many_who_create_one_file_one_is_told_so(tmp_path):
         assert told.count(True) == 1
         assert store.get(f"d/{number}") == b"%d" % told.index(True)
     assert _names(tmp_path / "d") == sorted(map(str, range(20)))  # nothing half-done is left
+
+
+@pytest.mark.parametrize(("stored", "ours"), [(b"1", True), (b"2", False), (None, True)])
+def test_a_create_whose_answer_was_lost_knows_its_own_object(tmp_path, monkeypatch, stored, ours):
+    retries = Retries(wait=lambda seconds: None)
+    store = Store(str(tmp_path), retries=retries)
+    create = type(store._backend).create
+    asked = []
+
+    def lossy(self, key, data):
+        asked.append(key)
+        if len(asked) == 1:
+            if stored is not None:
+                create(self, key, stored)
+            raise TimeoutError("no answer")
+        return create(self, key, data)
+
+    monkeypatch.setattr(type(store._backend), "create", lossy)
+    assert store.create("a", b"1") is ours
+    assert store.get("a") == (stored or b"1")
+    assert (len(asked), retries.counts()) == (2, {"write": 1})
 
 
 def test_a_file_is_created_where_there_are_no_hard_links(tmp_path, monkeypatch):

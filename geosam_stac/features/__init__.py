@@ -6,10 +6,13 @@ import storage, manifest, item or encoders.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from geosam_stac.errors import DataError
 from geosam_stac.features.payload import (
     DTYPES,
     HIGH_RES_PREFIX,
@@ -35,6 +38,7 @@ __all__ = [
     "as_pt",
     "from_pt",
     "from_safetensors",
+    "is_whole",
     "read",
     "to_pt",
     "to_safetensors",
@@ -97,6 +101,21 @@ def read(data: bytes) -> tuple[dict[str, torch.Tensor], FeatureMetadata]:
     if is_safetensors(data):
         return from_safetensors(data)
     raise broken("neither a torch archive nor a safetensors file")
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a feature file can be read, and is as it was written where its format can tell.
+
+    The parts of a `.pt` have checksums, which torch does not look at; safetensors has none.
+    """
+    try:
+        read(data)
+        if data.startswith(ZIP_MAGIC):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                return archive.testzip() is None
+    except (DataError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+    return True
 
 
 def as_pt(data: bytes, *, dtype: str = "float16") -> bytes:

@@ -11,12 +11,13 @@ from geosam_stac.commit import commit, read_commit
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import DataError, TemporaryError, UsageError
 from geosam_stac.features import FORMATS
+from geosam_stac.journal import Journal
 from geosam_stac.layout import Layout, layer_name
 from geosam_stac.parts import gather, missing
 from geosam_stac.planning import chip_grid
 from geosam_stac.scale.work import Source
 from geosam_stac.session import Session
-from geosam_stac.storage import Store
+from geosam_stac.versioned import VersionedStore
 
 
 def finalize_scene(
@@ -35,7 +36,7 @@ def finalize_scene(
     """
     if config.out is None:
         raise UsageError("--out is missing", hint="Give the output of the shards")
-    store = Store(config.out)
+    store = VersionedStore(config.out, retries=session.retries)
     scene = session.scene(source)
     layout = Layout(
         item_id=item_id, layer=layer_name(scene.id), suffix=FORMATS[config.format].suffix
@@ -44,6 +45,7 @@ def finalize_scene(
         config = session.in_force(scene.items[0], config)
     item = read_commit(store, layout, scene)
     if item is None:
+        journal = Journal(store, layout)
         grid = chip_grid(scene, config, session.entry)
         try:
             if gone := missing(store, layout, parts):
@@ -60,7 +62,7 @@ def finalize_scene(
             if item is None:
                 raise
         else:
-            item, _ = commit(outcome, store)
+            item, _ = commit(outcome, store, journal)
     store.delete_tree(layout.journal)
     store.delete_tree(layout.parts)
     return item, store.href(layout.item)

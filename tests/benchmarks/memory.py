@@ -43,10 +43,8 @@ def encode(root: Path, value_range: str, max_memory: float) -> None:
     entry = copying_entry()
     module.find_model = lambda name: entry
     module.load_encoder = CopyingEncoder
-    put = Store.put
-    Store.put = lambda self, key, data, **more: (
-        None if key.endswith(".pt") else put(self, key, data, **more)
-    )
+    create = Store.create
+    Store.create = lambda self, key, data: "/features/" in key or create(self, key, data)
     config = EncodeConfig(
         model=entry.name,
         checkpoint="untrained",

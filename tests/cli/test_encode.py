@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from geosam_stac.storage import Store
+from geosam_stac.storage import _LocalBackend
 from tests import rasters
 from tests.cli.conftest import make_item
 
@@ -409,10 +409,10 @@ class TestSeveralItems:
     def test_what_fails_every_item_ends_the_run(self, cli, fake, tmp_path, monkeypatch):
         from geosam_stac.errors import StorageError
 
-        def put(self, key, data):
+        def put(self, key, data, name):
             raise StorageError("writing failed: the disk is full")
 
-        monkeypatch.setattr(Store, "put", put)
+        monkeypatch.setattr(_LocalBackend, "_write", put)
         done = cli(*fake, "--item", make_item(tmp_path, "second"))
         assert_error(done, 74, "disk is full", "item scene")
 
