@@ -117,8 +117,11 @@ class Nginx:
 
 
 @contextlib.contextmanager
-def nginx(root: Path, work: Path) -> Iterator[Nginx]:
-    """Serve a folder; configuration, logs and temporary files lie under `work`."""
+def nginx(root: Path, work: Path, *, rate: str = "0") -> Iterator[Nginx]:
+    """Serve a folder; configuration, logs and temporary files lie under `work`.
+
+    `rate` is what one connection gets a second, as `2m`; 0 is no limit.
+    """
     work.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -133,7 +136,8 @@ def nginx(root: Path, work: Path) -> Iterator[Nginx]:
         f"pid {work}/pid; error_log {work}/error.log;\n"
         "events { worker_connections 256; }\n"
         f"http {{ {temporary}\nlog_format sent '$request_uri $http_range $body_bytes_sent';\n"
-        f"server {{ listen 127.0.0.1:{port}; root {root}; access_log {log} sent; }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; root {root}; access_log {log} sent; "
+        f"limit_rate {rate}; }} }}\n"
     )
     process = subprocess.Popen(["nginx", "-c", work / "nginx.conf", "-p", work, "-e", work / "e"])
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from tests import fakes
 
-fake = fakes.install(pytest.MonkeyPatch())
+input_px = int(os.environ.get("FAKE_INPUT_PX", "64"))
+fake = fakes.install(pytest.MonkeyPatch(), input_px=input_px)
 seconds = float(os.environ.get("FAKE_SECONDS", "0"))
 fake.before = lambda chips: time.sleep(seconds)
