@@ -69,9 +69,9 @@ def main() -> None:
         taken: dict[int, list[float]] = {1: [], 2: []}
         with nginx(root, Path(temporary) / "nginx", rate=options.rate) as server:
             for number in range(options.repeat):
-                for workers in taken:
+                for workers, rates in taken.items():
                     folder = Path(temporary) / f"run-{number}-{workers}"
-                    taken[workers].append(run(folder, workers, server.url, options.scenes))
+                    rates.append(run(folder, workers, server.url, options.scenes))
         ratios = [two / one for one, two in zip(taken[1], taken[2], strict=True)]
         rows = [[count, f"{statistics.median(rates):.1f}"] for count, rates in taken.items()]
         table(["workers", "MB/s of pixels, median"], rows)
