@@ -13,6 +13,7 @@ from geosam_stac.cli.encode import publisher_of
 from geosam_stac.cli.guard import failed
 from geosam_stac.cli.inputs import FATAL, Inputs, Work, takes_inputs
 from geosam_stac.cli.options import NO_METAVAR, InForce, takes_config
+from geosam_stac.cli.plan_text import count_text
 from geosam_stac.cli.sessions import opened
 from geosam_stac.errors import (
     EXIT_PARTIAL,
@@ -215,7 +216,7 @@ class _Finalizer:
         assert self._config.out is not None
         store = Store(self._config.out)
         if not self._failures:
-            console.note(f"all {len(self._works):,} scenes are done")
+            console.note(f"{count_text(len(self._works), 'scene')}, all done")
             return
         lines = [
             line

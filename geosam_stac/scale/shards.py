@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from geosam_stac.errors import UsageError
+from geosam_stac.grid import BLOCK_CHIPS
 
 # Kubernetes' Job controller sets it in each pod of an Indexed Job, from 0 on.
 INDEX_VARIABLE = "JOB_COMPLETION_INDEX"
@@ -96,7 +97,8 @@ def cut(chips: Sequence[int], count: int) -> list[list[Unit]]:
     best makespan). Ties go to the first, so that every shard computes the same.
     """
     share = -(-sum(chips) // count)
-    units = split(chips, at_most=share)
+    # A read block is the smallest part that a scene has.
+    units = split(chips, at_most=max(BLOCK_CHIPS**2, share))
     shards: list[list[Unit]] = [[] for _ in range(count)]
     # A scene without a chip, or that nobody could look into, still takes a look.
     load = [(0, index) for index in range(count)]
