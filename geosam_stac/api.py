@@ -143,11 +143,12 @@ def _encode_on(
     asked = (config or EncodeConfig()).replace(options)
     # The model is the workers': this machine plans, and puts together.
     with Session(asked, sink=sink, device="cpu") as opened:
+        scene = opened.scene(source)
         recipe = Recipe(
             config=opened.config.replace({"device": asked.device}),
             sources=dict.fromkeys(options, "Python"),
+            hosts=opened.hosts.typed,
         )
-        scene = opened.scene(source)
         whole = scene.items[0] if len(scene.items) == 1 else Group(id=scene.id, items=scene.items)
         (result,) = encode_all(client, opened, [whole], recipe)
         if result.error is not None:

@@ -20,6 +20,8 @@ from urllib3.exceptions import HTTPError
 from geosam_stac.crew import Channel, Crew
 from geosam_stac.errors import DataError, ForbiddenError, GeosamStacError, TemporaryError
 from geosam_stac.events import Notice, Sink, ignore
+from geosam_stac.sources.guard import Guarded
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import http_session
 from geosam_stac.storage import read_chunks
 from geosam_stac.types import Access, PlainAccess, Scene
@@ -219,7 +221,8 @@ def _chunks(source_href: str, access: Access) -> Iterator[bytes]:
 
 
 def _http_chunks(url: str, access: Access) -> Iterator[bytes]:
-    with http_session() as session:
+    hosts = access.hosts if isinstance(access, Guarded) else Hosts(allow_private=True)
+    with http_session(hosts) as session:
         try:
             for _ in range(MAX_REDIRECTS):
                 # By hand: the headers of one host are not for the next one.

@@ -248,6 +248,11 @@ class EncodeConfig:
         "Seconds that a read, a write or a request is tried again for when it fails; 0: once only.",
         panel="Run",
     )
+    allow_private_hosts: bool = option(
+        False,
+        "Follow hrefs of remote Items to this machine, to private networks, to any driver of GDAL.",
+        panel="Run",
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

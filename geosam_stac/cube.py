@@ -381,7 +381,7 @@ class _Group:
         uri = source.access.sign(source.band.source_href)
         with rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
             try:
-                with self._files.open(uri, fresh=fresh) as dataset:
+                with self._files.open(uri, fresh=fresh, is_fenced=source.band.fenced) as dataset:
                     # Overviews are taken to have the same; if not, blocks are cut, no more.
                     height, width = dataset.block_shapes[source.band.index - 1]
                     return height, width
@@ -423,7 +423,13 @@ class _Group:
             bands.setdefault(item.assets[key].href, []).append(int(number))
         geobox = self.grid[slices(window)]
         driver = KeptDriver(
-            self._files, bands, window=window, geobox=geobox, level=sources[0].level, fresh=fresh
+            self._files,
+            bands,
+            window=window,
+            geobox=geobox,
+            level=sources[0].level,
+            fresh=fresh,
+            is_fenced=any(source.band.fenced for source in sources),
         )
         resampling = sources[0].resampling
         with rasterio.Env(**(settings | GDAL_CACHE | dict(options))):

@@ -6,8 +6,10 @@ What `find_secret` reports in a URL's query or fragment, `unsigned` removes.
 
 from __future__ import annotations
 
+import ipaddress
 import posixpath
 import re
+import unicodedata
 from pathlib import Path, PurePath
 from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
@@ -37,9 +39,20 @@ _COMPANIONS = _words(
     "q_url_param_list",
 )
 
+# What an Item that came over the network may name. rasterio and GDAL know many more places, and
+# most of them are on this machine or run a driver that fetches what it likes.
+REMOTE_SCHEMES = ("https", "http", "s3", "gs", "az")
+
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+://[^\s\"'<>]+")
 _QUERY = re.compile(r"[?][^\s\"'<>]+")
+# `file:/etc/x`, `NETCDF:/x`, `GTIFF_DIR:1:/x`: absolute, though nothing of a URL follows. In lower
+# case a colon may well stand in a file's name, so only what is a URI's scheme counts there.
+_PREFIX = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+:/|[A-Z][A-Z0-9_]+:)")
+# A bucket with other signs may end up as a host name, a port or a path of its own.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# As inet_aton reads them, and curl with it: 2130706433, 0x7f.1, 0177.0.0.1, 127.1.
+_NUMBERS = re.compile(r"(?:0[xX][0-9a-fA-F]*|\d+)(?:\.(?:0[xX][0-9a-fA-F]*|\d+))*\.?")
 _USERINFO = re.compile(r"(://)[^/?#@\s\"'<>]*:[^/?#@\s\"'<>]*@")
 _HTTP_USERINFO = re.compile(r"^(https?://)[^/?#@]*@", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?:[?&;#]|\\u0026)(?:amp;)?([A-Za-z0-9_.%-]+)=[^&;#\s\"'<>\\]")
@@ -105,7 +118,10 @@ def absolute(href: str, base: str) -> str:
         Href of the document: a local path, `file://`, `http(s)://`, `s3://` and the like. Its own
         query and fragment take no part.
     """
-    if _SCHEME.match(href) or href.startswith("/vsi") or _is_drive(href):
+    # Inline VRT is none of these, and no relative href either.
+    if _SCHEME.match(href) or _PREFIX.match(href) or href.startswith(("/vsi", "<")):
+        return href
+    if _is_drive(href):
         return href
     match = _SCHEME.match(base)
     if match is None:
@@ -128,6 +144,56 @@ def is_local(href: str) -> bool:
     """True for plain paths (GDAL's `/vsi...` names among them: they have no scheme) and `file://`."""
     match = _SCHEME.match(href)
     return match is None or match[1].lower() == "file"
+
+
+def remote_fault(href: str) -> str | None:
+    """Why an href may not be followed when a stranger named it; None when its form is in order.
+
+    In order are http, https, s3, gs and az URLs that every parser reads alike. Not: local paths,
+    `file:`, GDAL's virtual file systems (`/vsi...`), connection strings (`NETCDF:...`, `vrt://`),
+    inline XML, hosts spelled as numbers. Where the host lies is `sources.hosts`'s business.
+    """
+    match = _SCHEME.match(href)
+    fault: str | None = None
+    if href.startswith("/vsi"):
+        fault = "it names one of GDAL's virtual file systems"
+    elif href.lstrip().startswith("<"):
+        fault = "it is a document, not a URL"
+    elif "\\" in href or not href.isprintable():
+        fault = "it holds characters that no URL has"
+    elif match is None:
+        prefix = _PREFIX.match(href)
+        fault = f"it names the driver {prefix[0]}" if prefix else "it names a file of this machine"
+    elif match[1].lower() not in REMOTE_SCHEMES:
+        fault = f"{match[1]}:// is not one of {', '.join(REMOTE_SCHEMES)}"
+    else:
+        fault = _place_fault(href)
+    return fault
+
+
+def _place_fault(href: str) -> str | None:
+    try:
+        parts = urlsplit(href)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return "it is no URL"
+    if parts.scheme not in ("http", "https"):
+        return None if _BUCKET.fullmatch(parts.netloc) else "its bucket's name is none"
+    # IDNA makes plain digits and dots of some characters: one parser's name is another's address.
+    plain = unicodedata.normalize("NFKC", host).replace("\u3002", ".")
+    if plain != host or any(sign in host for sign in "% "):
+        return "its host is disguised"
+    if not host.strip("."):
+        return "it names no host"
+    return "its host is a number" if _NUMBERS.fullmatch(host) and not _is_ipv4(host) else None
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def to_local_path(href: str) -> Path:

@@ -29,6 +29,7 @@ from rasterio.windows import Window as RioWindow
 
 from geosam_stac.claims import check_claims
 from geosam_stac.errors import DataError
+from geosam_stac.fence import open_fenced
 from geosam_stac.types import Window
 from geosam_stac.warp import offset_in
 
@@ -49,16 +50,24 @@ class KeptFiles:
 
     @contextlib.contextmanager
     def open(
-        self, uri: str, *, overview: int | None = None, fresh: bool = False
+        self,
+        uri: str,
+        *,
+        overview: int | None = None,
+        fresh: bool = False,
+        is_fenced: bool = False,
     ) -> Iterator[DatasetReader]:
         """A file, or the overview of that index (0 is the finest), for one reader.
 
         One that fails is closed, and with it all that are open under that name: what GDAL
-        remembers of them may be what is wrong. `fresh` opens it anew in any case.
+        remembers of them may be what is wrong. `fresh` opens it anew in any case; `is_fenced`: by
+        `fence`, for a stranger named it.
         """
         dataset = None if fresh else self._take((uri, overview))
         is_new = dataset is None
-        if dataset is None:
+        if dataset is None and is_fenced:
+            dataset = open_fenced(uri, overview=overview)
+        elif dataset is None:
             options = {} if overview is None else {"overview_level": overview}
             dataset = rasterio.open(uri, sharing=False, **options)
         try:
@@ -115,6 +124,8 @@ class KeptDriver(RioDriver):
         How many pixels of the file, a side, become one: a power of two.
     fresh
         Open the files anew.
+    is_fenced
+        A stranger named the files.
 
     Attributes
     ----------
@@ -131,6 +142,7 @@ class KeptDriver(RioDriver):
         geobox: GeoBox,
         level: int,
         fresh: bool = False,
+        is_fenced: bool = False,
     ) -> None:
         super().__init__()
         self.failed: list[str] = []
@@ -138,7 +150,7 @@ class KeptDriver(RioDriver):
         self._bands = bands
         self._window, self._geobox = window, geobox
         self._level = level
-        self._fresh = fresh
+        self._how = {"fresh": fresh, "is_fenced": is_fenced}
         self._pixels: dict[str, NDArray[Any]] = {}
 
     def open(self, src: RasterSource, ctx: Any) -> _BandReader:
@@ -162,7 +174,7 @@ class KeptDriver(RioDriver):
         bands = list(self._bands[uri])
         window = self._window
         place = RioWindow(window.col_off, window.row_off, window.width, window.height)
-        with self._files.open(uri, fresh=self._fresh) as dataset:
+        with self._files.open(uri, **self._how) as dataset:
             nodata = [dataset.nodatavals[band - 1] for band in bands]
             if self._level == 1:
                 pixels = dataset.read(bands, window=place)
@@ -172,7 +184,8 @@ class KeptDriver(RioDriver):
             if not fine:
                 return _averaged(dataset, bands, self._geobox, nodata, cfg)
             shape = dataset.shape
-        with self._files.open(uri, overview=factors.index(max(fine)), fresh=self._fresh) as small:
+        finest = factors.index(max(fine))
+        with self._files.open(uri, overview=finest, **self._how) as small:
             whole = tuple(size * self._level for size in small.shape)
             if max(fine) == self._level and whole == shape:
                 return _with_nodata(small.read(bands, window=place), nodata, cfg)

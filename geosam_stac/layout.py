@@ -23,6 +23,12 @@ _RESERVED = frozenset(
 )
 
 
+# Windows opens a device for these, whatever follows the first dot.
+_DEVICES = frozenset(
+    {"CON", "PRN", "AUX", "NUL"} | {f"{name}{n}" for name in ("COM", "LPT") for n in range(10)}
+)
+
+
 def sanitize(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
     """Make one safe path segment of any text.
 
@@ -58,10 +64,15 @@ def item_id(scene_id: str, model: str, digest_hex: str) -> str:
 
 
 def layer_name(scene_id: str) -> str:
-    """The folder of a scene's features: its sanitized id, never the name of a file beside it."""
+    """The folder of a scene's features: its sanitized id, never the name of a file beside it.
+
+    Nor one that Windows has no folders of: a device's, or one that ends with a dot.
+    """
     name = sanitize(scene_id)
+    if name.partition(".")[0].upper() in _DEVICES:
+        return f"_{name}"
     # Compared without case: on macOS and Windows "Run.json" and "run.json" are one file.
-    return f"{name}_" if name.lower() in _RESERVED else name
+    return f"{name}_" if name.lower() in _RESERVED or name.endswith(".") else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ from geosam_stac.retry import Retries, RetryPolicy
 from geosam_stac.sources import open_scene, parse_item, read_item
 from geosam_stac.sources.access import with_alternate
 from geosam_stac.sources.groups import Group
+from geosam_stac.sources.guard import guard
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.profiles import Profile, find_preset, profile_of
 from geosam_stac.storage import read_text
 from geosam_stac.types import Access, Chip, Features, PlainAccess, Scene
@@ -63,6 +65,8 @@ class Session:
         The catalog that the Items are of, for `--preset`; default: told by each Item.
     access
         How each Item's assets are opened; default: as they are.
+    hosts
+        Which hosts remote Items may name; default: public ones, and those of the URLs given.
     token
         A Hugging Face token, for models whose licence must be accepted there.
 
@@ -80,13 +84,15 @@ class Session:
         sink: Sink = ignore,
         profile: Profile | None = None,
         access: Callable[[pystac.Item], Access] | None = None,
+        hosts: Hosts | None = None,
         token: str | None = None,
     ) -> None:
         from geosam_stac.encoders.devices import resolve_device, resolve_precision
 
         self.config = config
         self.profile = profile
-        self.access = access or _plain
+        self.hosts = hosts or Hosts(allow_private=config.allow_private_hosts)
+        self._access = access or _plain
         self.sink = sink
         self.retries = Retries(RetryPolicy.of(config), sink=sink)
         self.cache_dir = cache_dir
@@ -182,7 +188,10 @@ class Session:
         if isinstance(source, os.PathLike):
             source = os.fspath(source)
         if isinstance(source, str):
-            source = read_item(source, read_text=self._read_text, retries=self.retries)
+            self.hosts.trust(source)
+            source = read_item(
+                source, read_text=self._read_text, retries=self.retries, hosts=self.hosts
+            )
         elif not isinstance(source, pystac.Item | Group):
             source = parse_item(source, href=None)
         if isinstance(source, Group):
@@ -197,7 +206,12 @@ class Session:
             read_headers=read_headers,
             access=self.access,
             retries=self.retries,
+            hosts=self.hosts,
         )
+
+    def access(self, item: pystac.Item) -> Access:
+        """How an Item's assets are opened; a remote Item's hrefs are checked first."""
+        return guard(self.hosts, item, self._access(item))
 
     def _read_text(self, href: str) -> str:
         return read_text(href, retries=self.retries)

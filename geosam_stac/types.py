@@ -109,7 +109,8 @@ class Band:
     `dtype` is a numpy name, None while neither Item nor header has told it. `nodata` is a source
     value, NaN for "not a number", None when the source declares none. `geobox` is the band's own
     grid, None while neither Item nor header has told it. `scale` and `offset` make a physical
-    value of a stored one (`raster:bands`): stored * scale + offset.
+    value of a stored one (`raster:bands`): stored * scale + offset. `fenced`: a stranger named the
+    file, so it is opened by `fence` alone.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Band:
     geobox: GeoBox | None = None
     scale: float = 1.0
     offset: float = 0.0
+    fenced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

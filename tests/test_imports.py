@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "thumbnail",
         "provenance",
         "warp",
+        "fence",
         "derive",
         "footprint",
         "storage_errors",

@@ -37,11 +37,18 @@ def encode_on_dask(address: str, inputs: Inputs, in_force: InForce, *, json_line
             signer=inputs.signer,
             anonymous=inputs.anonymous_source,
             sources=in_force.sources,
+            hosts=session.hosts.typed,
         )
         with connect(address) as client:
             run = _Run(client, session, list(works), recipe, json_lines=json_lines)
             try:
-                each(run.arrivals(), run.tell, inputs=inputs, out=session.config.out)
+                each(
+                    run.arrivals(),
+                    run.tell,
+                    inputs=inputs,
+                    hosts=session.hosts,
+                    out=session.config.out,
+                )
             finally:
                 run.publisher.finish()
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from geosam_stac.planning import Plan
     from geosam_stac.session import Session
     from geosam_stac.sources.groups import Group
+    from geosam_stac.sources.hosts import Hosts
     from geosam_stac.types import EncodeResult
 
 FAILED = "failed.ndjson"
@@ -127,7 +128,7 @@ def _encode_all(
         _encode_one(session, source, publisher, json_lines)
 
     try:
-        each(works, encode_one, inputs=inputs, out=session.config.out)
+        each(works, encode_one, inputs=inputs, hosts=session.hosts, out=session.config.out)
     except SystemExit:  # some scenes failed; the others are published
         publisher.finish()
         raise
@@ -139,6 +140,7 @@ def each(
     do: Callable[[pystac.Item | Group], None],
     *,
     inputs: Inputs,
+    hosts: Hosts,
     out: str | None,
 ) -> None:
     """Each scene succeeds or fails alone; of several, those that failed are written to `out`.
@@ -146,7 +148,7 @@ def each(
     What would fail every other scene as well, an output that is full or a model that does not
     load, ends the run. So does a search that breaks off.
     """
-    tally = _Tally(inputs, out)
+    tally = _Tally(inputs, hosts, out)
     try:
         for work in works:
             tally.tell()
@@ -160,10 +162,11 @@ def each(
 class _Tally:
     """What came of the scenes: counts, and the lines of `failed.ndjson` (None: nowhere)."""
 
-    def __init__(self, inputs: Inputs, out: str | None) -> None:
+    def __init__(self, inputs: Inputs, hosts: Hosts, out: str | None) -> None:
         from geosam_stac.storage import Store
 
         self._inputs = inputs
+        self._hosts = hosts
         self._store = None if out is None else Store(out)
         self._lines: list[str] = []
         self._count = self._failures = 0
@@ -183,7 +186,7 @@ class _Tally:
         except GeosamStacError as error:
             self._held = error
             self._failures += 1
-            self._lines += work.failed_lines(error)
+            self._lines += work.failed_lines(error, self._hosts)
 
     def tell(self) -> None:
         """Print the error that was held back."""
@@ -310,7 +313,7 @@ def plan_all(
             console.note(notice)
 
     try:
-        each(works, plan_one, inputs=inputs, out=None)
+        each(works, plan_one, inputs=inputs, hosts=session.hosts, out=None)
     finally:
         if len(plans) > 1 and not json_lines:
             console.result(total_line(plans))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from geosam_stac.planning import Plan
     from geosam_stac.sources.headers import Header
+    from geosam_stac.sources.hosts import Hosts
     from geosam_stac.sources.profiles import CollectionProfile, Preset, Profile
     from geosam_stac.types import Access, Band
 
@@ -59,6 +60,14 @@ def info(
             "--anonymous-source", metavar=NO_METAVAR, help="Read headers without credentials."
         ),
     ] = False,
+    allow_private_hosts: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-hosts",
+            metavar=NO_METAVAR,
+            help="Follow hrefs of a remote Item to this machine and private networks.",
+        ),
+    ] = False,
     json_lines: Annotated[
         bool, typer.Option("--json", metavar=NO_METAVAR, help="As one JSON document.")
     ] = False,
@@ -76,16 +85,18 @@ def info(
     console.set_verbosity(quiet=quiet, verbose=verbose)
     inputs = Inputs(item=(item,), catalog=catalog, signer=signer, anonymous_source=anonymous_source)
     from geosam_stac.sources import read_item
+    from geosam_stac.sources.guard import guard
     from geosam_stac.storage import read_text
 
-    found = read_item(item, read_text=read_text)
+    profile = inputs.profile()
+    hosts = inputs.hosts(profile, allow_private=allow_private_hosts)
+    found = read_item(item, read_text=read_text, hosts=hosts)
     if _is_feature_item(found):
         document = _feature_facts(found)
         lines = feature_lines(document)
     else:
-        profile = inputs.profile()
-        access = inputs.access(profile, os.environ)(found)
-        document = _source_facts(found, profile, _Impatient(access))
+        access = _Impatient(inputs.access(profile, os.environ)(found))
+        document = _source_facts(found, profile, guard(hosts, found, access), hosts)
         lines = source_lines(document)
     if json_lines:
         console.result_json(document)
@@ -113,7 +124,9 @@ class _Impatient:
 # Source Items
 
 
-def _source_facts(item: pystac.Item, profile: Profile | None, access: Access) -> dict[str, Any]:
+def _source_facts(
+    item: pystac.Item, profile: Profile | None, access: Access, hosts: Hosts
+) -> dict[str, Any]:
     from geosam_stac.sources.items import self_href
 
     facts: dict[str, Any] = {"kind": "source", **_identity(item), "href": self_href(item)}
@@ -123,7 +136,7 @@ def _source_facts(item: pystac.Item, profile: Profile | None, access: Access) ->
     many = {band.asset for band in bands if band.index > 1}
     plan = problem = None
     try:
-        plan = _default_plan(item, access, reachable=not untold)
+        plan = _default_plan(item, access, hosts, reachable=not untold)
     except GeosamStacError as error:
         problem = str(error)
     presets, default = _fitting(item, profile)
@@ -240,7 +253,7 @@ def _unit(grid: GeoBox) -> str:
     return {"metre": "m", "degrees_north": "degrees", "degree": "degrees"}.get(unit, str(unit))
 
 
-def _default_plan(item: pystac.Item, access: Access, *, reachable: bool) -> Plan:
+def _default_plan(item: pystac.Item, access: Access, hosts: Hosts, *, reachable: bool) -> Plan:
     """The plan of `encode` without options; opens no file where some could not be opened."""
     from geosam_stac.encoders.registry import find_model
     from geosam_stac.errors import DataError
@@ -250,7 +263,7 @@ def _default_plan(item: pystac.Item, access: Access, *, reachable: bool) -> Plan
     if not reachable and any(band.geobox is None for band in select_bands(item, None)):
         raise DataError("the bands' grid is not told by the Item, nor could the header be read")
     config = EncodeConfig()
-    scene = open_scene(item, config, read_headers=False, access=lambda _: access)
+    scene = open_scene(item, config, read_headers=False, access=lambda _: access, hosts=hosts)
     return make_plan(
         scene,
         config,

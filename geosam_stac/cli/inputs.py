@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from geosam_stac.retry import Retries
     from geosam_stac.sources.groups import Group
+    from geosam_stac.sources.hosts import Hosts
     from geosam_stac.sources.itemfiles import Found
     from geosam_stac.sources.profiles import Profile
     from geosam_stac.sources.query import SearchQuery
@@ -158,6 +159,15 @@ class Inputs:
             profile=profile, signer=self.signer, environ=environ, anonymous=self.anonymous_source
         )
 
+    def hosts(self, profile: Profile | None, *, allow_private: bool) -> Hosts:
+        """Whom remote Items may send us to: public hosts, and those that were typed."""
+        from geosam_stac.sources.hosts import Hosts
+
+        typed = [*self.item, self.items or "", self.search or ""]
+        if profile is not None:
+            typed.append(profile.url)
+        return Hosts(*typed, allow_private=allow_private)
+
     def search_query(self, config: EncodeConfig) -> SearchQuery:
         """What is asked of the API: the search's options, and the extent of `config` in WGS84.
 
@@ -276,6 +286,7 @@ def gather(
     config: EncodeConfig,
     *,
     environ: Mapping[str, str],
+    hosts: Hosts,
     sink: Sink = ignore,
     retries: Retries | None = None,
 ) -> Iterator[Found]:
@@ -289,7 +300,7 @@ def gather(
         The file or the API as a whole cannot be read.
     """
     if inputs.item:
-        return _named(inputs.item, retries)
+        return _named(inputs.item, retries, hosts)
     from geosam_stac.storage import read_bytes, read_text
 
     if inputs.items:
@@ -301,14 +312,17 @@ def gather(
             read_bytes=functools.partial(read_bytes, retries=retries),
             sink=sink,
             retries=retries,
+            hosts=hosts,
         )
     from geosam_stac.sources.search import search
 
     headers = api_headers(environ)
-    return search(inputs.search_query(config), headers=headers, sink=sink, retries=retries)
+    return search(
+        inputs.search_query(config), headers=headers, sink=sink, retries=retries, hosts=hosts
+    )
 
 
-def _named(sources: Iterable[str], retries: Retries | None) -> Iterator[Found]:
+def _named(sources: Iterable[str], retries: Retries | None, hosts: Hosts) -> Iterator[Found]:
     from geosam_stac.sources.itemfiles import Found
     from geosam_stac.sources.items import read_item
     from geosam_stac.storage import read_text
@@ -316,7 +330,7 @@ def _named(sources: Iterable[str], retries: Retries | None) -> Iterator[Found]:
     read = functools.partial(read_text, retries=retries)
     for source in sources:
         try:
-            item = read_item(source, read_text=read, retries=retries)
+            item = read_item(source, read_text=read, retries=retries, hosts=hosts)
         except FATAL:
             raise
         except GeosamStacError as error:
@@ -339,16 +353,17 @@ class Work:
     error: GeosamStacError | None = None
     href: str | None = None
 
-    def failed_lines(self, error: GeosamStacError) -> list[str]:
+    def failed_lines(self, error: GeosamStacError, hosts: Hosts) -> list[str]:
         """Lines for `failed.ndjson`, one an Item."""
+        typed = hosts.typed
         from geosam_stac.sources.groups import Group
         from geosam_stac.sources.itemfiles import failed_line
 
         if self.source is None:
-            return [failed_line(self.href or error.item or "-", error)]
+            return [failed_line(self.href or error.item or "-", error, typed=typed)]
         if isinstance(self.source, Group):
-            return [failed_line(item, error) for item in self.source.items]
-        return [failed_line(self.source, error, href=self.href)]
+            return [failed_line(item, error, typed=typed) for item in self.source.items]
+        return [failed_line(self.source, error, href=self.href, typed=typed)]
 
 
 def scenes(found: Iterable[Found], groupby: str) -> Iterator[Work]:

@@ -185,7 +185,9 @@ def _spec(
     # What is wrong with the options is said before anything is searched or written.
     JobSpec(**values, name=name or "x", encode_args=(), finalize_args=())
     assert config.out is not None
-    work = _freeze(gather(inputs, config, environ=os.environ), Store(config.out))
+    hosts = inputs.hosts(inputs.profile(), allow_private=config.allow_private_hosts)
+    found = gather(inputs, config, environ=os.environ, hosts=hosts)
+    work = _freeze(found, Store(config.out))
     console.note(f"{work.items:,} Items are frozen in {work.href}")
     options = _options(config, given, inputs, gpu=values["gpu"] is not None)
     common = ["--items", work.href, *options]

@@ -69,11 +69,11 @@ def plan(
         plans = plan_all(session, works, inputs=inputs, json_lines=json_lines)
     if fleet is None or not plans:
         return
-    found = _estimate(plans, fleet, rate, price)
+    estimate = _estimate(plans, fleet, rate, price)
     if json_lines:
-        console.result_json({"fleet": found.as_dict()})
+        console.result_json({"fleet": estimate.as_dict()})
         return
-    for line in fleet_lines(found):
+    for line in fleet_lines(estimate):
         console.result(line)
 
 

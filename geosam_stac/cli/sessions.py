@@ -33,9 +33,10 @@ def opened(
     if config.geometry is not None:
         config = config.replace({"geometry": as_geojson(config.geometry)})
     profile = inputs.profile()
+    hosts = inputs.hosts(profile, allow_private=config.allow_private_hosts)
     with console.ProgressSink() as sink:
         retries = Retries(RetryPolicy.of(config), sink=sink)
-        found = gather(inputs, config, environ=os.environ, sink=sink, retries=retries)
+        found = gather(inputs, config, environ=os.environ, sink=sink, retries=retries, hosts=hosts)
         works = scenes(found, config.groupby)
         with Session(
             config if device is None else config.replace({"device": device}),
@@ -44,6 +45,7 @@ def opened(
             token=hugging_face_token(os.environ),
             profile=profile,
             access=inputs.access(profile, os.environ),
+            hosts=hosts,
         ) as session:
             session.config_sources = in_force.sources
             yield session, works

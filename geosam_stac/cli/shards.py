@@ -221,7 +221,7 @@ class _Finalizer:
         lines = [
             line
             for number, error in self._failures.items()
-            for line in self._works[number].failed_lines(error)
+            for line in self._works[number].failed_lines(error, self._session.hosts)
         ]
         store.put(FAILED, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
         console.error(

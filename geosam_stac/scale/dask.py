@@ -37,6 +37,7 @@ from geosam_stac.session import Session
 from geosam_stac.sources import parse_item
 from geosam_stac.sources.access import accesses
 from geosam_stac.sources.groups import Group
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.profiles import load_profile
 from geosam_stac.types import EncodeResult
 
@@ -66,7 +67,7 @@ class Recipe:
     """What a worker opens its Session with. Holds no secret: those are in its own environment.
 
     `catalog`, `signer` and `anonymous` as the options of that name; `sources` says where each
-    option in the config came from.
+    option in the config came from; `hosts` are those that the user typed.
     """
 
     config: EncodeConfig
@@ -74,6 +75,7 @@ class Recipe:
     signer: str | None = None
     anonymous: bool = False
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
 
 
 def connect(address: str, *, timeout_s: float = 20.0) -> Client:
@@ -151,9 +153,10 @@ def encode_all(
             chips=sum(chips),
         )
     )
+    documents = [_document(source, session.hosts) for source in sources]
     with (
         _forwarded(client, session.sink),
-        _submitted(client, sources, recipe, units, with_gpu) as (futures),
+        _submitted(client, documents, recipe, units, with_gpu) as (futures),
     ):
         yield from _collect(client, session, sources, recipe.config, futures)
     session.sink(SceneFinished(scene_id="", href=recipe.config.out or ""))
@@ -161,18 +164,21 @@ def encode_all(
 
 @contextlib.contextmanager
 def _submitted(
-    client: Client, sources: Sequence[Source], recipe: Recipe, units: list[Unit], with_gpu: int
+    client: Client,
+    documents: Sequence[Mapping[str, Any]],
+    recipe: Recipe,
+    units: list[Unit],
+    with_gpu: int,
 ) -> Iterator[dict[Future[Any], Unit]]:
     """The tasks, largest first; those that have not begun are cancelled in the end."""
     run = uuid.uuid4().hex[:8]
     futures: dict[Future[Any], Unit] = {}
     try:
         for unit in sorted(units, key=lambda unit: (-unit.chips, unit)):
-            source = sources[unit.scene]
             future = client.submit(
                 _encode,
                 recipe,
-                _document(source),
+                documents[unit.scene],
                 unit,
                 # The dashboard groups tasks by what stands before the first hyphen's number.
                 key=f"encode-{run}-{unit.scene:06d}-{unit.part:04d}",
@@ -281,14 +287,16 @@ _opened: tuple[Recipe, Session] | None = None
 
 def _encode(recipe: Recipe, document: Mapping[str, Any], unit: Unit) -> UnitResult:
     """The task. What another try may mend is raised, so that Dask tries; the rest is returned."""
-    source = _source(document)
     with _lock:  # a Session is one model on one device
+        name = document["group"] or document["items"][0]["document"]["id"]
         try:
-            return encode_unit(_session(recipe), source, unit, recipe.config)
+            session = _session(recipe)
+            source = _source(document, session.hosts)
+            return encode_unit(session, source, unit, recipe.config)
         except GeosamStacError as error:
             if error.retryable:
                 raise
-            return UnitResult(unit=unit, name=source.id, error=error)
+            return UnitResult(unit=unit, name=name, error=error)
 
 
 def _session(recipe: Recipe) -> Session:
@@ -300,6 +308,9 @@ def _session(recipe: Recipe) -> Session:
         from distributed import get_worker
 
         profile = None if recipe.catalog is None else load_profile(recipe.catalog)
+        hosts = Hosts(allow_private=recipe.config.allow_private_hosts)
+        for host in recipe.hosts:
+            hosts.trust_host(host)
         session = Session(
             recipe.config,
             cache_dir=default_cache_dir(os.environ),
@@ -312,6 +323,7 @@ def _session(recipe: Recipe) -> Session:
                 anonymous=recipe.anonymous,
             ),
             token=hugging_face_token(os.environ),
+            hosts=hosts,
         )
         session.config_sources = recipe.sources
         _opened = (recipe, session)
@@ -345,22 +357,30 @@ def _forwarded(client: Client, sink: Sink) -> Iterator[None]:
         client.unsubscribe_topic(TOPIC)
 
 
-def _document(source: Source) -> dict[str, Any]:
+def _document(source: Source, hosts: Hosts) -> dict[str, Any]:
     """A scene as plain data: it goes to workers that may have another pystac."""
     items = source.items if isinstance(source, Group) else (source,)
     return {
         "group": source.id if isinstance(source, Group) else None,
         "items": [
-            {"href": item.get_self_href(), "document": item.to_dict(transform_hrefs=False)}
+            {
+                "href": item.get_self_href(),
+                "document": item.to_dict(transform_hrefs=False),
+                # What the user's own file holds may name what a stranger's may not.
+                "is_guarded": hosts.guards(item),
+            }
             for item in items
         ],
     }
 
 
-def _source(document: Mapping[str, Any]) -> Source:
-    items: list[pystac.Item] = [
-        parse_item(item["document"], href=item["href"]) for item in document["items"]
-    ]
+def _source(document: Mapping[str, Any], hosts: Hosts) -> Source:
+    items: list[pystac.Item] = []
+    for entry in document["items"]:
+        item = parse_item(entry["document"], href=entry["href"])
+        if not entry["is_guarded"]:
+            hosts.own(item)
+        items.append(item)
     if document["group"] is None:
         return items[0]
     return Group(id=document["group"], items=tuple(items))

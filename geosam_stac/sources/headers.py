@@ -18,9 +18,11 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geosam_stac.claims import check_claims
 from geosam_stac.errors import DataError, GeosamStacError
+from geosam_stac.fence import open_fenced
 from geosam_stac.hrefs import unsigned
 from geosam_stac.raster_errors import read_error
 from geosam_stac.retry import Retries
+from geosam_stac.sources.guard import Guarded
 from geosam_stac.sources.signing import guard_logs
 from geosam_stac.types import Access, PlainAccess, gdal_settings
 
@@ -48,7 +50,8 @@ def read_header(
     """Open a raster and read its header.
 
     A file that may not be read is tried once more with a new signature, where one can be had; one
-    whose server fails, as `retries` says.
+    whose server fails, as `retries` says. One that a stranger named (its access is `Guarded`) is
+    opened by `fence`.
 
     Raises
     ------
@@ -70,11 +73,12 @@ def read_header(
 def _read(source_href: str, item: str | None, access: Access, settings: dict[str, str]) -> Header:
     href = unsigned(source_href)
     guard_logs()
+    opened = open_fenced if isinstance(access, Guarded) else rasterio.open
     try:
         with (
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
             rasterio.Env(**(settings | dict(access.options(source_href)))),
-            rasterio.open(access.sign(source_href)) as dataset,
+            opened(access.sign(source_href)) as dataset,
         ):
             check_claims(dataset)
             if dataset.crs is None or dataset.transform.is_identity:

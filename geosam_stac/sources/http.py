@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from geosam_stac.errors import GeosamStacError, TemporaryError, WrongContentError
 from geosam_stac.hrefs import unsigned
 from geosam_stac.retry import Retries, RetryPolicy, retry_after_s
+from geosam_stac.sources.hosts import Hosts
+from geosam_stac.sources.pinned import PinnedAdapter
 
 TIMEOUT_S = RetryPolicy().http_timeout_s  # connect, between two bytes
 RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -23,7 +24,7 @@ _BROKEN = (
 )
 
 
-class RetryAdapter(HTTPAdapter):
+class RetryAdapter(PinnedAdapter):
     """Sends a request again that broke off, was not answered, or was answered with "not now".
 
     When no more tries are left, the last answer is returned or the last exception raised, as
@@ -31,17 +32,21 @@ class RetryAdapter(HTTPAdapter):
 
     Parameters
     ----------
+    hosts
+        Which hosts a request, or a redirect, may go to.
     retries, kind
         How it is tried again, and what it counts as.
     is_document
         Every good answer is JSON: HTML in its place is an error page, and asked for again.
     """
 
-    def __init__(self, retries: Retries, kind: str, *, is_document: bool = False) -> None:
+    def __init__(
+        self, hosts: Hosts, retries: Retries, kind: str, *, is_document: bool = False
+    ) -> None:
         self._retries = retries
         self._kind = kind
         self._is_document = is_document
-        super().__init__(max_retries=0)
+        super().__init__(hosts)
 
     def send(
         self, request: requests.PreparedRequest, stream: bool = False, *args: Any, **kwargs: Any
@@ -96,12 +101,21 @@ class _Final(GeosamStacError):
 
 
 def http_session(
-    retries: Retries | None = None, kind: str = "request", *, is_document: bool = False
+    hosts: Hosts,
+    retries: Retries | None = None,
+    kind: str = "request",
+    *,
+    is_document: bool = False,
 ) -> requests.Session:
-    """A session that tries again what may pass: throttling, a server's own failure, no answer."""
+    """A session that tries again what may pass: throttling, a server's own failure, no answer.
+
+    It goes nowhere, by no redirect, where `hosts` does not let it.
+    """
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, RetryAdapter(retries or Retries(), kind, is_document=is_document))
+        session.mount(
+            scheme, RetryAdapter(hosts, retries or Retries(), kind, is_document=is_document)
+        )
     return session
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,6 +27,7 @@ from geosam_stac.events import Notice, Sink, ignore
 from geosam_stac.hrefs import absolute, find_secret, is_local, to_local_path, unsigned
 from geosam_stac.retry import ONCE, Retries
 from geosam_stac.sources.geoparquet import PARQUET_MAGIC, parquet_documents
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import RETRY_STATUS, http_session, not_now
 from geosam_stac.sources.items import ReadText, parse_item, read_item
 
@@ -61,6 +62,7 @@ def read_items(
     read_bytes: ReadBytes,
     sink: Sink = ignore,
     retries: Retries | None = None,
+    hosts: Hosts | None = None,
 ) -> Iterator[Found]:
     """Read Items lazily from a FeatureCollection, Items, ndjson or stac-geoparquet.
 
@@ -74,6 +76,9 @@ def read_items(
         Hears of a page that has a next one, which is not followed.
     retries
         How http(s) requests are tried again.
+    hosts
+        Which hosts a remote file, and a redirect, may lead to; those that the user's own file
+        names become trusted. Default: public ones, and the source's own.
 
     Yields
     ------
@@ -89,11 +94,16 @@ def read_items(
     TemporaryError
         The server did not answer.
     """
-    retries = retries or Retries()
-    with _opened(source, read_bytes, retries) as stream:
+    hosts, retries = hosts or Hosts(source), retries or Retries()
+    with _opened(source, read_bytes, hosts, retries) as stream:
         base = _place(source)
         reader = _Reader(
-            name=unsigned(source), base=base, read_text=read_text, sink=sink, retries=retries
+            name=unsigned(source),
+            base=base,
+            read_text=read_text,
+            sink=sink,
+            retries=retries,
+            hosts=hosts,
         )
         documents: Iterator[tuple[str, Any]]
         if _head(stream, len(PARQUET_MAGIC)) == PARQUET_MAGIC:
@@ -106,12 +116,16 @@ def read_items(
 
 def read_source(source: str, *, read_bytes: ReadBytes) -> bytes:
     """Content of a local file, http(s) or object-store URL; raises as `read_items`."""
-    with _opened(source, read_bytes, Retries()) as stream:
+    with _opened(source, read_bytes, Hosts(source), Retries()) as stream:
         return stream.read()
 
 
 def failed_line(
-    source: pystac.Item | str, error: GeosamStacError, *, href: str | None = None
+    source: pystac.Item | str,
+    error: GeosamStacError,
+    *,
+    href: str | None = None,
+    typed: Iterable[str] = (),
 ) -> str:
     """One line (without its end) for `failed.ndjson`, which `read_items` reads again.
 
@@ -125,8 +139,12 @@ def failed_line(
         Why it failed.
     href
         Names the Item instead where its JSON still holds a secret; default: its self link.
+    typed
+        Hosts that the user had typed: what is read again may lead there again, and no further.
     """
-    failure = {"exit_code": error.exit_code, "error": str(error)}
+    failure: dict[str, Any] = {"exit_code": error.exit_code, "error": str(error)}
+    if hosts := list(typed):
+        failure["hosts"] = hosts
     if isinstance(source, pystac.Item):
         text = json.dumps(_portable(source) | {FAILED_MEMBER: failure})
         if find_secret(text) is None:
@@ -169,6 +187,7 @@ class _Reader:
     read_text: ReadText
     sink: Sink
     retries: Retries
+    hosts: Hosts
 
     @property
     def _is_remote(self) -> bool:
@@ -184,7 +203,7 @@ class _Reader:
         elif isinstance(document, dict) and document.get("type") == "FeatureCollection":
             yield from self._features(document, where)
         elif isinstance(document, dict) and "type" not in document and "href" in document:
-            yield self._linked(document["href"], where)
+            yield self._linked(document, where)
         else:
             yield self._item(document, where)
 
@@ -207,18 +226,28 @@ class _Reader:
                 )
             )
 
-    def _linked(self, href: Any, where: str) -> Found:
+    def _linked(self, document: dict[str, Any], where: str) -> Found:
+        href = document["href"]
         if not isinstance(href, str) or not href:
             return self._failed(DataError("$.href is no text", href=self.name), where, None)
         source = absolute(href, self.base or _working_folder())
         try:
-            item = read_item(source, read_text=self.read_text, retries=self.retries)
+            if self._is_remote:
+                self.hosts.check_form(href if ":" in href else source)
+            elif not self._failed_before(document):
+                self.hosts.trust(source)  # as good as typed
+            if not is_local(source):
+                self.hosts.check_form(source)
+            item = read_item(
+                source, read_text=self.read_text, retries=self.retries, hosts=self.hosts
+            )
         except GeosamStacError as error:
             return self._failed(error, where, unsigned(source))
         return Found(item=item, error=None, href=unsigned(source))
 
     def _item(self, document: Any, where: str) -> Found:
         href = self.base
+        is_own = not self._is_remote and not self._failed_before(document)
         if isinstance(document, dict):
             document = {key: value for key, value in document.items() if key != FAILED_MEMBER}
             if self_link := _self_link(document):
@@ -235,7 +264,20 @@ class _Reader:
                 where,
                 unsigned(href) if href else None,
             )
+        if is_own:
+            self.hosts.own(item)
         return Found(item=item, error=None, href=unsigned(href) if href else None)
+
+    def _failed_before(self, document: Any) -> bool:
+        """Whether this is a line of `failed.ndjson`; the hosts typed in that run are trusted."""
+        if not isinstance(document, dict) or FAILED_MEMBER not in document:
+            return False
+        failure = document[FAILED_MEMBER]
+        hosts = failure.get("hosts") if isinstance(failure, dict) else None
+        if not self._is_remote and isinstance(hosts, list):
+            for host in hosts:
+                self.hosts.trust_host(str(host))
+        return True
 
     def _failed(self, error: GeosamStacError, where: str, href: str | None) -> Found:
         if where:
@@ -284,14 +326,16 @@ def _place(source: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _opened(source: str, read_bytes: ReadBytes, retries: Retries) -> Iterator[BinaryIO]:
+def _opened(
+    source: str, read_bytes: ReadBytes, hosts: Hosts, retries: Retries
+) -> Iterator[BinaryIO]:
     if source == "-":
         # Not closed: standard input is not ours.
         yield sys.stdin.buffer
         return
     if source.lower().startswith(("http://", "https://")):
         with tempfile.TemporaryFile() as file:
-            _download(source, cast(BinaryIO, file), retries)
+            _download(source, cast(BinaryIO, file), hosts, retries)
             file.seek(0)
             yield cast(BinaryIO, file)
     elif is_local(source):
@@ -319,16 +363,17 @@ def _head(stream: BinaryIO, count: int) -> bytes:
     return cast(io.BufferedReader, stream).peek(count)[:count]
 
 
-def _download(url: str, file: BinaryIO, retries: Retries) -> None:
-    retries.run("items", lambda _: _download_once(url, file, retries.policy.http_timeout_s))
+def _download(url: str, file: BinaryIO, hosts: Hosts, retries: Retries) -> None:
+    timeout_s = retries.policy.http_timeout_s
+    retries.run("items", lambda _: _download_once(url, file, hosts, timeout_s))
 
 
-def _download_once(url: str, file: BinaryIO, timeout_s: tuple[float, float]) -> None:
+def _download_once(url: str, file: BinaryIO, hosts: Hosts, timeout_s: tuple[float, float]) -> None:
     """One request; what came of an earlier one is dropped: its body may be cut off."""
     href = unsigned(url)
     file.seek(0)
     file.truncate()
-    with http_session(Retries(ONCE), "items") as session:
+    with http_session(hosts, Retries(ONCE), "items") as session:
         try:
             with session.get(url, timeout=timeout_s, stream=True) as response:
                 _check_status(response, href)

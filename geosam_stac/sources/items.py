@@ -19,6 +19,7 @@ import requests
 from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
 from geosam_stac.hrefs import is_local, to_local_path, unsigned
 from geosam_stac.retry import Retries
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import http_session, not_now
 
 ReadText = Callable[[str], str]
@@ -29,7 +30,11 @@ _UNREADABLE = (pystac.STACError, LookupError, TypeError, ValueError, AttributeEr
 
 
 def read_item(
-    source: str, *, read_text: ReadText | None = None, retries: Retries | None = None
+    source: str,
+    *,
+    read_text: ReadText | None = None,
+    retries: Retries | None = None,
+    hosts: Hosts | None = None,
 ) -> pystac.Item:
     """Read one Item from a URL, a file, or `-` for standard input.
 
@@ -41,6 +46,8 @@ def read_item(
         href -> text, for schemes other than http(s) and local files.
     retries
         How an http(s) request is tried again.
+    hosts
+        Which hosts a redirect may lead to; default: public ones, and the source's own.
 
     Raises
     ------
@@ -54,9 +61,12 @@ def read_item(
             text = sys.stdin.read()
         except UnicodeDecodeError as error:
             raise DataError("standard input is not UTF-8 text") from error
-        return parse_item(_json(text, "standard input"), href=None)
+        item = parse_item(_json(text, "standard input"), href=None)
+        if hosts is not None:
+            hosts.own(item)
+        return item
     if source.lower().startswith(("http://", "https://")):
-        text = _read_http(source, retries or Retries())
+        text = _read_http(source, retries or Retries(), hosts or Hosts(source))
     elif is_local(source):
         text, source = _read_file(source)
     elif read_text is not None:
@@ -216,9 +226,9 @@ def _read_file(source: str) -> tuple[str, str]:
         raise DataError(f"the file cannot be read: {error}", href=str(path)) from error
 
 
-def _read_http(url: str, retries: Retries) -> str:
+def _read_http(url: str, retries: Retries, hosts: Hosts) -> str:
     href = unsigned(url)
-    with http_session(retries, "item", is_document=True) as session:
+    with http_session(hosts, retries, "item", is_document=True) as session:
         try:
             response = session.get(
                 url,

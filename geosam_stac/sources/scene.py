@@ -24,9 +24,11 @@ from geosam_stac.retry import Retries
 from geosam_stac.sources.bands import named_bands, select_bands, tells_bands
 from geosam_stac.sources.extent import output_grid, project
 from geosam_stac.sources.groups import Group
+from geosam_stac.sources.guard import Guarded, guard
 from geosam_stac.sources.headers import Header, read_header
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.items import self_href
-from geosam_stac.types import Access, Band, Member, Scene
+from geosam_stac.types import Access, Band, Member, PlainAccess, Scene
 
 
 def open_scene(
@@ -36,6 +38,7 @@ def open_scene(
     read_headers: bool = True,
     access: Callable[[pystac.Item], Access] | None = None,
     retries: Retries | None = None,
+    hosts: Hosts | None = None,
 ) -> Scene:
     """Choose bands and grid of one Item, or of the Items of one mosaic.
 
@@ -54,6 +57,8 @@ def open_scene(
         How the files of each Item are opened; default: as they are.
     retries
         How the reading of a header is tried again.
+    hosts
+        Which hosts remote Items may name; default: public ones.
 
     Raises
     ------
@@ -65,13 +70,18 @@ def open_scene(
     """
     group = source if isinstance(source, Group) else Group(id=source.id, items=(source,))
     recipe = _Recipe.of(config)
+    hosts = hosts or Hosts(allow_private=config.allow_private_hosts)
     members = tuple(
         _member(
             item,
             config,
             recipe,
             read_headers,
-            _Headers(item.id, access(item) if access else None, retries),
+            _Headers(
+                item.id,
+                guard(hosts, item, access(item) if access else PlainAccess()),
+                retries,
+            ),
         )
         for item in group.items
     )
@@ -122,15 +132,25 @@ def _member(
     read_headers: bool,
     headers: _Headers,
 ) -> Member:
+    access = headers.access
     if recipe.expression is None:
         bands = _choose(item, config.bands, headers)
     else:
         bands = named_bands(item, dict.fromkeys(recipe.expression.bands.values()))
     masks = named_bands(item, [mask.band for mask in recipe.masks])
+    if isinstance(access, Guarded):
+        bands, masks = _fence(bands, access), _fence(masks, access)
     if read_headers or any(band.geobox is None for band in bands):
         bands = tuple(headers.complete(band) for band in bands)
         masks = tuple(headers.complete(band) for band in masks)
     return Member(item_id=item.id, bands=bands, masks=masks)
+
+
+def _fence(bands: tuple[Band, ...], access: Guarded) -> tuple[Band, ...]:
+    """The bands of a stranger's Item: their hrefs checked as far as no packet is needed for it."""
+    for band in bands:
+        access.hosts.check_form(band.source_href, item=access.item)
+    return tuple(dataclasses.replace(band, fenced=True) for band in bands)
 
 
 def _common_grid(grids: list[GeoBox], config: EncodeConfig, scene_id: str) -> GeoBox:
@@ -158,16 +178,16 @@ def _common_grid(grids: list[GeoBox], config: EncodeConfig, scene_id: str) -> Ge
 class _Headers:
     """The headers of an Item's files, each read once."""
 
-    def __init__(self, item_id: str, access: Access | None, retries: Retries | None) -> None:
+    def __init__(self, item_id: str, access: Access, retries: Retries | None) -> None:
         self._item_id = item_id
-        self._access = access
+        self.access = access
         self._retries = retries
         self._known: dict[str, Header] = {}
 
     def of(self, source_href: str) -> Header:
         if source_href not in self._known:
             self._known[source_href] = read_header(
-                source_href, item=self._item_id, access=self._access, retries=self._retries
+                source_href, item=self._item_id, access=self.access, retries=self._retries
             )
         return self._known[source_href]
 

@@ -31,6 +31,7 @@ from geosam_stac.errors import (
 from geosam_stac.events import Notice, Sink, ignore
 from geosam_stac.hrefs import find_secret, unsigned
 from geosam_stac.retry import Retries
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import RetryAdapter
 from geosam_stac.sources.itemfiles import Found
 from geosam_stac.sources.items import parse_item
@@ -48,6 +49,7 @@ def search(
     headers: Mapping[str, str] | None = None,
     sink: Sink = ignore,
     retries: Retries | None = None,
+    hosts: Hosts | None = None,
 ) -> Iterator[Found]:
     """Search a STAC API: its Items in its order, page by page, each (collection, id) once.
 
@@ -61,6 +63,8 @@ def search(
         Hears of pages that repeat themselves.
     retries
         How requests are tried again, POST as well: a search changes nothing.
+    hosts
+        Which hosts the API's links and redirects may lead to; default: public ones, and its own.
 
     Raises
     ------
@@ -75,7 +79,7 @@ def search(
     """
     retries = retries or Retries(sink=sink)
     io = StacApiIO(timeout=retries.policy.http_timeout_s)
-    adapter = _Adapter(query.url, headers or {}, retries)
+    adapter = api_adapter(query.url, headers or {}, retries=retries, hosts=hosts)
     with contextlib.closing(io.session) as session:
         session.mount("http://", adapter)
         session.mount("https://", adapter)
@@ -111,15 +115,19 @@ def _key(document: Any) -> str:
 
 
 def _found(document: Any, url: str) -> Found:
-    href = _item_href(document, url)
+    named = _item_href(document, url)
+    # Where it has no name, the API's: by its own word it might become an Item of this machine.
+    href = named or url
     try:
         return Found(
-            item=parse_item(document, href=href), error=None, href=unsigned(href) if href else None
+            item=parse_item(document, href=href),
+            error=None,
+            href=unsigned(named) if named else None,
         )
     except GeosamStacError as error:
         name = document.get("id") if isinstance(document, dict) else None
-        error.at(item=name if isinstance(name, str) else None, href=unsigned(href or url))
-        return Found(item=None, error=error, href=unsigned(href) if href else None)
+        error.at(item=name if isinstance(name, str) else None, href=unsigned(href))
+        return Found(item=None, error=error, href=unsigned(named) if named else None)
 
 
 def _item_href(document: Any, url: str) -> str | None:
@@ -338,12 +346,14 @@ def server_message(text: str) -> str:
 # Transport
 
 
-def api_adapter(url: str, headers: Mapping[str, str], *, retries: Retries) -> RetryAdapter:
+def api_adapter(
+    url: str, headers: Mapping[str, str], *, retries: Retries, hosts: Hosts | None = None
+) -> RetryAdapter:
     """For requests to the API at `url`: tries every method again, and adds its credentials.
 
-    `headers` go to the API's own host only.
+    `headers` go to the API's own host only; requests to `hosts`, by default public ones and that.
     """
-    return _Adapter(url, headers, retries)
+    return _Adapter(url, headers, retries, hosts or Hosts(url))
 
 
 class _Adapter(RetryAdapter):
@@ -353,10 +363,12 @@ class _Adapter(RetryAdapter):
     `next` link or a redirect names.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str], retries: Retries) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], retries: Retries, hosts: Hosts
+    ) -> None:
         self._origin = _origin(url)
         self._headers = dict(headers)
-        super().__init__(retries, "search", is_document=True)
+        super().__init__(hosts, retries, "search", is_document=True)
 
     def send_once(
         self, request: requests.PreparedRequest, *args: Any, **kwargs: Any

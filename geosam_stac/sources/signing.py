@@ -21,6 +21,7 @@ import requests
 from geosam_stac.errors import ConfigurationError, DataError, ForbiddenError, TemporaryError
 from geosam_stac.raster_errors import unsigned_text
 from geosam_stac.retry import ONCE, Retries
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import http_session, not_now
 
 PC_TOKEN_URL = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
@@ -34,8 +35,9 @@ TIMEOUT_S = (10, 30)  # connect, read
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# Whoever logs the hrefs that are opened: rasterio at DEBUG, odc-loader when a read fails.
-_TALKERS = ("rasterio", "odc.loader")
+# Whoever logs the hrefs that are opened: rasterio and urllib3 at DEBUG, odc-loader when a read
+# fails.
+_TALKERS = ("rasterio", "odc.loader", "urllib3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +215,7 @@ class PlanetaryComputer:
         headers = {"Ocp-Apim-Subscription-Key": self._key} if self._key else {}
         try:
             # The read that wants the signature is tried again as a whole.
-            with http_session(Retries(ONCE), "signature") as session:
+            with http_session(Hosts(self._token_url), Retries(ONCE), "signature") as session:
                 response = session.get(url, headers=headers, timeout=TIMEOUT_S)
         except requests.RequestException as error:
             raise TemporaryError(

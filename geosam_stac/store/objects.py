@@ -13,6 +13,7 @@ import requests
 
 from geosam_stac import hrefs
 from geosam_stac.errors import DataError, TemporaryError
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import TIMEOUT_S, http_session
 from geosam_stac.storage import Store
 
@@ -58,7 +59,7 @@ class ObjectFolder:
 
     def _http(self, url: str) -> bytes:
         if not hasattr(self._sessions, "session"):  # requests promises no safety across threads
-            self._sessions.session = http_session()
+            self._sessions.session = http_session(Hosts(self.url))
         href = hrefs.unsigned(url)
         try:
             response = self._sessions.session.get(url, timeout=TIMEOUT_S)

@@ -138,7 +138,7 @@ class Runner:
         return self(
             *("encode", "--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "-v"),
             *("--device", "cpu", "--stride", 64, "--value-range", "0,3000"),
-            *("--out", self.out, *argv),
+            *("--out", self.out, "--allow-private-hosts", *argv),
             **environment,
         )  # fmt: skip
 

@@ -222,7 +222,9 @@ def test_twenty_items_one_broken_one_behind_an_expired_signature(
     pgstac.post_collection(collection(name))
     pgstac.post_items(name, [document(n, href) | {"collection": name} for n, href in hrefs.items()])
 
-    session = fake_session(tmp_path, chip_size=64, stride=64, value_range="0,3000")
+    session = fake_session(
+        tmp_path, chip_size=64, stride=64, value_range="0,3000", allow_private_hosts=True
+    )
     signer = store.signer()
     session.access = lambda item: signer
     encoded, failed = [], []

@@ -16,6 +16,7 @@ import pytest
 from geosam_stac.errors import ConfigurationError, DataError, TemporaryError, UsageError
 from geosam_stac.events import Notice
 from geosam_stac.retry import Retries, RetryPolicy
+from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.query import SearchQuery
 from geosam_stac.sources.search import search
 from tests.quick import quick
@@ -140,7 +141,9 @@ def ids(found):
 
 
 def ask(api, **query):
-    options = {name: query.pop(name) for name in ("headers", "sink", "retries") if name in query}
+    options = {
+        name: query.pop(name) for name in ("headers", "sink", "retries", "hosts") if name in query
+    }
     return list(search(SearchQuery(url=api.url, **query), **{"retries": quick(1)} | options))
 
 
@@ -284,7 +287,8 @@ def test_credentials_stay_with_the_host_and_out_of_logs(serve, caplog):
     api, other = serve(3), serve(3)
     api.next_host = other.url.replace("127.0.0.1", "localhost")
     with caplog.at_level(logging.DEBUG):
-        assert ids(ask(api, page_size=2, headers=HEADERS)) == ["i0", "i1", "i2"]
+        found = ask(api, page_size=2, headers=HEADERS, hosts=Hosts(api.url, api.next_host))
+        assert ids(found) == ["i0", "i1", "i2"]
     assert [headers.get("Authorization") for *_, headers in api.requests] == [
         HEADERS["Authorization"]
     ] * 2
