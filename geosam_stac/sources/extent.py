@@ -257,6 +257,12 @@ def _other_grid(
 
     Edges lie on multiples of the resolution, so that neighbouring scenes share a grid.
     """
+    for latitude in (90.0, -90.0):
+        pole = _pole_in(_crs(wanted), latitude)
+        around = pole is not None and wanted.geom.contains(pole)
+        if around and _pole_in(crs, latitude) is None:
+            # Its outline is a ring around the pole there, and what it holds would be lost.
+            raise ValueError("around a pole")
     area = project(wanted, crs)
     if not _is_finite(area) or (crs.epsg == 3857 and _beyond_mercator(wanted)):
         # The poles lie at infinity in Mercator: as far as the CRS goes.
@@ -294,6 +300,14 @@ def project(geometry: Geometry, crs: CRS) -> Geometry:
     bounds = geometry.boundingbox
     step = max(bounds.span_x, bounds.span_y) / EDGE_POINTS
     return geometry.to_crs(crs, resolution=step)
+
+
+def _pole_in(crs: CRS, latitude: float) -> shapely.Point | None:
+    """Where a pole lies in a CRS; None where it is a line, or infinitely far."""
+    xs, ys = WGS84.transformer_to_crs(crs)(np.array([0.0, 90.0]), np.array([latitude] * 2))
+    if not np.isfinite([*xs, *ys]).all() or math.dist((xs[0], ys[0]), (xs[1], ys[1])) > 1.0:
+        return None
+    return shapely.Point(xs[0], ys[0])
 
 
 def _beyond_mercator(extent: Geometry) -> bool:

@@ -22,7 +22,7 @@ from geosam_stac.derive import Expression, Mask
 from geosam_stac.errors import DataError
 from geosam_stac.retry import Retries
 from geosam_stac.sources.bands import named_bands, select_bands, tells_bands
-from geosam_stac.sources.extent import output_grid, project
+from geosam_stac.sources.extent import EARTH_RADIUS_M, output_grid, project
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.guard import Guarded, guard
 from geosam_stac.sources.headers import Header, read_header
@@ -247,7 +247,17 @@ def _representable(nodata: float | None, dtype: str) -> float | None:
 
 def _finest(bands: tuple[Band, ...]) -> GeoBox:
     grids = [band.geobox for band in bands if band.geobox is not None]
-    return min(grids, key=lambda grid: abs(grid.affine.determinant))
+    return min(grids, key=_pixel_area_m2)
+
+
+def _pixel_area_m2(grid: GeoBox) -> float:
+    """About: a degree is as long as at the equator. One Item's bands may have several CRSs."""
+    area = abs(grid.affine.determinant)
+    if grid.crs is None or not grid.crs.proj.axis_info:
+        return area
+    # To metres, or of an angle to radians.
+    unit = grid.crs.proj.axis_info[0].unit_conversion_factor
+    return float(area * (unit * (EARTH_RADIUS_M if grid.crs.geographic else 1.0)) ** 2)
 
 
 def _utc(moment: datetime | None) -> datetime | None:
