@@ -137,5 +137,5 @@ def _by_geosam(folder: Path, weights: Path, features: gs.FeatureItem) -> None:
     ours = features.segment(points=[PLACE], labels=[1], checkpoint=str(weights), follow=False)
     mine = ours.masks[0]
     assert mine.shape == theirs.shape
-    # Random weights make edges everywhere, and ultralytics scales a small chip's logits its own way.
+    # Random weights make edges everywhere, and ultralytics scales a small chip in its own way.
     assert (mine & theirs).sum() / (mine | theirs).sum() >= 0.98
