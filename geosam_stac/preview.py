@@ -58,9 +58,8 @@ def projection(features: FeatureItem, *, refit: bool = False, seed: int = 0) -> 
     DataError
         The scene has no chip with a feature, or a file is not the one that was written.
     """
-    stored = features.item.assets.get(COLOURS)
-    if stored is not None and not refit:
-        return pca.Projection.from_json(features.read_key(stored.href))
+    if COLOURS in features.item.assets and not refit:
+        return pca.Projection.from_json(features.read_asset(COLOURS))
     rows = np.arange(len(features.manifest))
     if len(rows) > FIT_CHIPS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, FIT_CHIPS, replace=False))
@@ -116,12 +115,7 @@ def png(path: Path) -> bytes:
     Small ones are enlarged by a whole factor to about 1024 px, large ones reduced to 4096 px.
     """
     with rasterio.open(path) as dataset:
-        longer = max(dataset.shape)
-        shrink = max(1, -(-longer // PNG_MOST_PX))
-        shape = tuple(-(-size // shrink) for size in dataset.shape)
-        pixels = dataset.read(out_shape=(3, *shape))
-        alpha = dataset.dataset_mask(out_shape=shape)
-    image = Image.fromarray(np.dstack([*pixels, alpha]))
+        image = image_of(dataset, PNG_MOST_PX)
     factor = max(1, round(PNG_LEAST_PX / max(image.size)))
     if factor > 1:
         size = (image.width * factor, image.height * factor)
@@ -132,6 +126,15 @@ def png(path: Path) -> bytes:
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return out.getvalue()
+
+
+def image_of(dataset: rasterio.DatasetReader, most_px: int) -> Image.Image:
+    """The COG as RGBA, transparent where it has no data, reduced to at most `most_px` a side."""
+    shrink = max(1, -(-max(dataset.shape) // most_px))
+    shape = tuple(-(-size // shrink) for size in dataset.shape)
+    pixels = dataset.read(out_shape=(3, *shape))
+    alpha = dataset.dataset_mask(out_shape=shape)
+    return Image.fromarray(np.dstack([*pixels, alpha]))
 
 
 def attach(features: FeatureItem, colours: pca.Projection, picture: bytes) -> pystac.Item:

@@ -177,6 +177,14 @@ def read_bytes(href: str, *, retries: Retries | None = None) -> bytes:
     return _tried(retries, "fetch", "reading", hrefs.unsigned(href), read)
 
 
+def put_file(href: str, data: bytes) -> str:
+    """Write one file by its local path or URL; returns its href. Raises as `Store.put`."""
+    folder, _, key = href.rpartition("/")
+    store = Store(folder if folder else "/" if href.startswith("/") else ".")
+    store.put(key, data)
+    return store.href(key)
+
+
 def read_chunks(
     href: str,
     options: Mapping[str, str],

@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog",),
     ("store",),
     ("preview",),
+    ("report",),
     ("scale",),
     ("api", "cli"),
     ("__main__",),

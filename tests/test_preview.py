@@ -87,8 +87,10 @@ def test_colours_are_fitted_once_and_kept(encoded, pixels, tmp_path):
     stored = preview.projection(again)
     assert stored.to_json() == colours.to_json()
     (href.parent / "pca.json").write_bytes(b"{}")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="not the one that was written"):
         preview.projection(gs.open_features(href))
+    with pytest.raises(DataError, match="cannot be read"):
+        pca.Projection.from_json(b"{}")
     assert preview.projection(gs.open_features(href), refit=True).to_json() == colours.to_json()
 
 
@@ -113,8 +115,8 @@ def test_the_item_names_the_picture_and_stays_valid(encoded, pixels, tmp_path):
     assert stac_schemas.validate(after)
 
 
-def test_memory_is_a_row_of_chips_not_the_scene(encoded, tmp_path, monkeypatch):
-    """Colours are fitted to a sample of chips; the order in which they are drawn does not count."""
+def test_colours_of_a_large_scene_are_fitted_to_some_of_its_chips(encoded, tmp_path, monkeypatch):
+    """Of a large scene only some chips are read for its colours, and the same ones each time."""
     href = encoded(rasters.values((3, 320, 96), "uint8"))
     monkeypatch.setattr(preview, "FIT_CHIPS", 5)
     features = gs.open_features(href)

@@ -41,6 +41,7 @@ def app() -> typer.Typer:
         preview,
         publish,
         pull,
+        report,
         search,
         segment,
         shards,
@@ -77,6 +78,7 @@ def app() -> typer.Typer:
     root.command("pull")(pull.pull)
     root.command("segment", epilog=segment.EPILOG)(segment.segment)
     root.command("preview")(preview.preview)
+    root.command("report")(report.report)
     root.command("search", epilog=search.EPILOG)(search.search)
     root.command("publish")(publish.publish)
     root.add_typer(catalog.app, name="catalog")

@@ -64,6 +64,7 @@ def preview(
     if not wanted and not asset:
         raise UsageError("there is nothing to do", hint="Give --pca FILE, or --asset")
     from geosam_stac import preview as pictures
+    from geosam_stac.storage import put_file
     from geosam_stac.store import FeatureItem, open_item
 
     features = FeatureItem(open_item(item))
@@ -73,19 +74,10 @@ def preview(
         pictures.cog(features, colours, path)
         for name in wanted:
             is_png = name.lower().endswith(".png")
-            console.result(_put(name, pictures.png(path) if is_png else path.read_bytes()))
-            _put(f"{name}.pca.json", colours.to_json())
+            console.result(put_file(name, pictures.png(path) if is_png else path.read_bytes()))
+            put_file(f"{name}.pca.json", colours.to_json())
         if asset:
             pictures.attach(features, colours, path.read_bytes())
             console.result(f"{features.href.rpartition('/')[0]}/{pictures.OVERVIEW_NAME}")
     shares = ", ".join(f"{100 * share:.0f} %" for share in colours.explained)
     console.note(f"red, green and blue hold {shares} of the variance")
-
-
-def _put(name: str, data: bytes) -> str:
-    from geosam_stac.storage import Store
-
-    folder, _, key = name.rpartition("/")
-    store = Store(folder if folder else "/" if name.startswith("/") else ".")
-    store.put(key, data)
-    return store.href(key)

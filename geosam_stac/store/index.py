@@ -28,7 +28,8 @@ class ChipIndex:
 
     `crs` is the scene's; `geobox` its grid, as far as chips, with and without a feature, cover it.
     `windows` (N, 4) int64: row and column offset, height and width in px of that grid, one line a
-    row of the manifest; `boxes` (N,) the chips' outlines, `centres` (N, 2) their x and y, in `crs`.
+    row of the manifest; `skipped_windows` (M, 4) those of the chips without a feature. `boxes` (N,)
+    the chips' outlines, `centres` (N, 2) their x and y, in `crs`.
     """
 
     def __init__(self, manifest: gpd.GeoDataFrame, skipped: gpd.GeoDataFrame) -> None:
@@ -55,8 +56,9 @@ class ChipIndex:
             affine * Affine.translation(float(left), float(top)),
             self.crs,
         )
-        x0, y0, x1, y1 = corners.T
-        self.windows = np.column_stack([y0 - top, x0 - left, y1 - y0, x1 - x0])
+        x0, y0, x1, y1 = every.T
+        windows = np.column_stack([y0 - top, x0 - left, y1 - y0, x1 - x0])
+        self.windows, self.skipped_windows = np.split(windows, [len(corners)])
 
     def window(self, row: int) -> Window:
         """The window of a row of the manifest."""

@@ -80,7 +80,7 @@ class FeatureItem:
                 expected="an Item that geosam-stac wrote, with mlm:name and a manifest",
                 hint="Encode it first: geosam-stac encode --item",
             )
-        folder, self._manifest_key = place_of(asset.href, self.href, item.id)
+        folder, _ = place_of(asset.href, self.href, item.id)
         self.folder = ObjectFolder(folder)
         self._cache: OrderedDict[str, Loaded] = OrderedDict()
         self._cache_chips = max(1, cache_chips)
@@ -96,7 +96,7 @@ class FeatureItem:
         picture = None
         asset = self.item.assets.get("thumbnail")
         with contextlib.suppress(GeosamStacError):  # a missing picture must not hide the facts
-            picture = None if asset is None else self.read_key(asset.href)
+            picture = None if asset is None else self.read_asset("thumbnail")
         return cards.card(self.item.id, self._facts(), png=picture)
 
     def _facts(self) -> dict[str, object]:
@@ -124,17 +124,15 @@ class FeatureItem:
 
         Raises DataError where it is missing, unreadable, or not the one that the Item names.
         """
-        return manifest.read(self._table("manifest", self._manifest_key))
+        return manifest.read(self.read_asset("manifest"))
 
     @functools.cached_property
     def skipped(self) -> gpd.GeoDataFrame:
         """One row a chip without a feature, with its reason; empty where there is none."""
-        asset = self.item.assets.get("skipped")
-        if asset is None:
+        if "skipped" not in self.item.assets:
             columns = [column.name for column in manifest.SKIPPED_COLUMNS]
             return gpd.GeoDataFrame(columns=columns, geometry="geometry", crs=self.manifest.crs)
-        key = place_of(asset.href, self.href, self.item.id)[1]
-        return manifest.read_skipped(self._table("skipped", key))
+        return manifest.read_skipped(self.read_asset("skipped"))
 
     @functools.cached_property
     def index(self) -> ChipIndex:
@@ -355,6 +353,28 @@ class FeatureItem:
         with self._at_item():
             return self.folder.get(confined(key))
 
+    def read_asset(self, name: str) -> bytes:
+        """A file that the Item names, of its folder, checked against the sha256 that it says.
+
+        Raises
+        ------
+        DataError
+            There is no such asset or file, or it is another one.
+        TemporaryError
+            The store does not answer.
+        """
+        asset = self.item.assets.get(name)
+        if asset is None:
+            raise DataError(f"the Item has no asset {name!r}", item=self.item.id)
+        key = place_of(asset.href, self.href, self.item.id)[1]
+        with self._at_item():
+            data = self.folder.get(key)
+            checksum = asset.extra_fields.get("file:checksum")
+            if isinstance(checksum, str) and checksum.startswith(SHA256_MULTIHASH):
+                expected = checksum.removeprefix(SHA256_MULTIHASH)
+                check_sha256(data, expected, href=self.folder.href(key))
+        return data
+
     def not_covered(self, geometry: Any, said: str) -> UsageError:
         """The error of a prompt (in the scene's CRS) that no chip covers: outside, or skipped."""
         skipped = self.skipped
@@ -395,15 +415,6 @@ class FeatureItem:
             while len(self._cache) > self._cache_chips:
                 self._cache.popitem(last=False)
         return loaded
-
-    def _table(self, name: str, key: str) -> bytes:
-        with self._at_item():
-            data = self.folder.get(key)
-            checksum = self.item.assets[name].extra_fields.get("file:checksum")
-            if isinstance(checksum, str) and checksum.startswith(SHA256_MULTIHASH):
-                expected = checksum.removeprefix(SHA256_MULTIHASH)
-                check_sha256(data, expected, href=self.folder.href(key))
-            return data
 
     @contextlib.contextmanager
     def _at_item(self, *, chip: str | None = None, href: str | None = None) -> Iterator[None]:
