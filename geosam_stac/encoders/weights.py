@@ -99,7 +99,8 @@ def read_state(weights: Weights, unwrap: Callable[[object], object]) -> StateDic
     _require_safe_torch()
     path = weights.path
     assert path is not None
-    if path.is_file() and _is_safetensors(path):
+    # By its name, too: so does torch.load, in newer versions.
+    if path.is_file() and (path.suffix == ".safetensors" or _is_safetensors(path)):
         return _read_safetensors(weights, path)
     zipped = zipfile.is_zipfile(path)
     try:

@@ -117,9 +117,11 @@ class Hosts:
         Raises as `check`.
         """
         host = host.strip("[]").lower().rstrip(".")
-        if self.allow_private or self._is_trusted(host):
+        if (self.allow_private or self._is_trusted(host)) and not host.endswith(".localhost"):
             return None
         found = _addresses(host)
+        if self.allow_private or self._is_trusted(host):
+            return [str(address) for address in found]
         for address in found:
             if not is_public(address):
                 raise refused(f"{host} is at {address}, not a public address")

@@ -10,9 +10,7 @@ import pytest
 
 from tests.cli.conftest import cli  # noqa: F401
 from tests.rasters import asset, document, named_bands, values, write_tif
-from tests.servers import (
-    s3_endpoint,  # noqa: F401
-)
+from tests.servers import s3_endpoint, s3_keys, use_s3  # noqa: F401
 
 IDS = {
     "up": "../../../../outside",
@@ -82,3 +80,25 @@ def test_an_id_stays_inside_the_output(name, tmp_path, cli, fake_model):  # noqa
     assert not any(part.endswith((".", " ")) for path in new for part in Path(path).parts)
     stems = {part.partition(".")[0].upper() for path in new for part in Path(path).parts}
     assert not stems & {"CON", "NUL", "AUX", "PRN", "COM1", "LPT1"}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_an_id_on_s3_stays_below_the_prefix(
+    name,
+    tmp_path,
+    cli,  # noqa: F811
+    fake_model,
+    monkeypatch,
+    s3_endpoint,  # noqa: F811
+):
+    use_s3(monkeypatch, s3_endpoint)
+    before = s3_keys(s3_endpoint)
+    prefix = f"keys/{list(IDS).index(name)}/out"
+    outcome = cli(*options(write_hostile(tmp_path, IDS[name]), f"s3://bucket/{prefix}"))
+    assert outcome.code == 0, outcome.err
+    new = set(s3_keys(s3_endpoint)) - set(before)
+    assert all(key.startswith(f"{prefix}/") for key in new)
+    # Tools that copy a bucket to a disk make folders of these.
+    assert not any(part in ("", ".", "..") for key in new for part in key.split("/"))
+    (href,) = outcome.lines
+    assert href.removeprefix("s3://bucket/") in new

@@ -124,7 +124,7 @@ SINGS = {
         "href": at("127.0.0.1"),
         "source": f"http://127.0.0.1:{PORT}/item.json",
     },
-    "a local Item names loopback": {"href": at("127.0.0.1") + "?again", "source": "LOCAL"},
+    "a local Item names loopback": {"href": at("127.0.0.1"), "source": "LOCAL"},
 }
 CASES = {
     **{f"hostile: {name}": {"href": href} for name, href in HOSTILE.items()},
@@ -162,7 +162,10 @@ def test_refused_before_a_packet_is_sent(name, outcomes):
     assert canary == []
     assert code == 65, err
     assert "Traceback" not in err
-    assert "--allow-private-hosts" in err or "no raster that GDAL can read" in err, err
+    # A VRT is not told apart from a file that is no raster at all: no driver of ours knows it.
+    is_disguised = name == "hostile: a VRT called .tif"
+    reason = "no raster that GDAL can read" if is_disguised else "--allow-private-hosts"
+    assert reason in err, err
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("allowed")])
