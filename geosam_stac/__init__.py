@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         pull,
         search,
         search_features,
+        verify,
     )
     from geosam_stac.config import EncodeConfig
     from geosam_stac.errors import GeosamStacError
@@ -39,6 +40,7 @@ _HOMES = {
     "pull": "geosam_stac.api",
     "search": "geosam_stac.api",
     "search_features": "geosam_stac.api",
+    "verify": "geosam_stac.api",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "pull",
     "search",
     "search_features",
+    "verify",
 ]
 
 

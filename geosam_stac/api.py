@@ -22,6 +22,7 @@ from geosam_stac.errors import UsageError
 from geosam_stac.events import Event, Notice, Sink, ignore
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
+from geosam_stac.repair import repair_item
 from geosam_stac.sources import as_geojson
 from geosam_stac.sources import search as sources_search
 from geosam_stac.sources.groups import Group
@@ -29,6 +30,7 @@ from geosam_stac.sources.profiles import load_profile
 from geosam_stac.sources.query import SearchQuery
 from geosam_stac.store import FeatureItem, PullResult, open_item, pull_features
 from geosam_stac.types import EncodeResult
+from geosam_stac.verification import Verification, verify_item
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -371,3 +373,53 @@ def pull(
     """
     scene = source if isinstance(source, FeatureItem) else open_features(source)
     return pull_features(scene, dest, format=format, bbox=bbox, crs=crs, sink=sink)
+
+
+def verify(
+    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any] | FeatureItem,
+    *,
+    repair: bool = False,
+    device: str | None = None,
+    allow_private_hosts: bool = False,
+    sink: Sink = ignore,
+) -> Verification:
+    """Check every object of an encoded scene against its recorded size and sha256.
+
+    Parameters
+    ----------
+    source
+        As for `open_features`, or what that gave.
+    repair
+        Encode again what is missing or wrong, from the source that the Item names and with the
+        options of its `run.json`.
+    device
+        For `repair`; default: as it was encoded.
+    allow_private_hosts
+        For `repair`, as for `encode`: an Item on a store may name sources on this machine.
+    sink
+        Called with events, from several threads.
+
+    Returns
+    -------
+    Verification
+        `is_whole`, and `findings`: what is there, after the repair if one was asked for.
+
+    Raises
+    ------
+    DataError
+        There is no such Item, or it cannot be made whole again.
+    StorageError, TemporaryError
+        The store cannot be read or written.
+    """
+    scene = source if isinstance(source, FeatureItem) else open_features(source)
+    found = verify_item(scene, sink=sink)
+    if not repair:
+        return found
+
+    def session_of(config: EncodeConfig, sources: Mapping[str, str]) -> session.Session:
+        said = {"device": device or config.device, "allow_private_hosts": allow_private_hosts}
+        opened = Session(config.replace(said), sink=sink)
+        opened.config_sources = dict(sources)
+        return opened
+
+    return repair_item(found, session_of)

@@ -8,11 +8,12 @@ with the scene. The Item is written last: it is the commit marker.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pystac
 
@@ -21,7 +22,7 @@ from geosam_stac.commit import Machine, Outcome, commit
 from geosam_stac.config import EncodeConfig
 from geosam_stac.crew import Channel, Crew
 from geosam_stac.cube import CubeReader
-from geosam_stac.errors import GeosamStacError, UsageError
+from geosam_stac.errors import DataError, GeosamStacError, UsageError
 from geosam_stac.events import ChipDone, Notice, ScanProgress, SceneFinished, SceneStarted
 from geosam_stac.features import is_whole, write
 from geosam_stac.grid import blocks, blocks_of
@@ -70,9 +71,9 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     """
     job = Job.of(session, scene, config)
     finished = None if job.config.overwrite else job.commit()
-    recorded: dict[str, Done] = {}
+    # Without an Item, too: a repair that was broken off has left the manifest.
+    recorded = {} if job.config.overwrite else recorded_chips(job.store, job.layout)
     if finished is not None:
-        recorded = recorded_chips(job.store, job.layout)
         total = int(finished.properties.get("table:row_count", 0))
         gone = total - len(recorded) + len(missing_chips(job.store, job.layout, recorded))
         if not gone:
@@ -87,6 +88,60 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
     job.prepare()
     if finished is not None:
         job.store.delete(job.layout.item)  # it names what is not there
+    return _encode(job, recorded)
+
+
+def mend_scene(
+    session: Session,
+    scene: Scene,
+    config: EncodeConfig,
+    *,
+    item_id: str,
+    wrong: Mapping[str, str | None],
+) -> EncodeResult:
+    """Encode again what of a finished scene is missing or wrong.
+
+    Parameters
+    ----------
+    session, scene, config
+        As it was encoded.
+    item_id
+        The scene's Item. Where config, source and weights make another one, nothing is changed.
+    wrong
+        Key -> version (None: it is not there) of the objects that are to be made again. With the
+        manifest among them nothing that is there can be trusted: all is encoded again.
+
+    Raises
+    ------
+    DataError
+        It would become another Item.
+    GeosamStacError
+        As `encode_scene`.
+    """
+    job = Job.of(session, scene, config)
+    if job.layout.item_id != item_id:
+        raise DataError(
+            "encoding it again would make another Item",
+            item=item_id,
+            expected=item_id,
+            got=job.layout.item_id,
+            hint="The source, the weights or the device's precision are not what they were",
+        )
+    job.prepare()
+    if job.layout.manifest in wrong:
+        return _encode(dataclasses.replace(job, config=job.config.replace({"overwrite": True})), {})
+    recorded = recorded_chips(job.store, job.layout)
+    job.store.delete(job.layout.item)  # first: it names what is not there, or wrong
+    for key, version in wrong.items():
+        # A feature is replaced where its object is not the one that was recorded.
+        if not key.startswith(f"{job.layout.features}/"):
+            job.store.delete_at(key, version)
+    return _encode(job, recorded)
+
+
+def _encode(job: Job, recorded: dict[str, Done]) -> EncodeResult:
+    """A scene to its end: what is recorded and there is not encoded again."""
+    session, scene = job.session, job.scene
     run = _SceneRun(job, recorded=recorded, part=WHOLE)
     outcome = run.run()
     item, size = commit(outcome, job.store, run.journal)

@@ -189,9 +189,7 @@ class Session:
             source = os.fspath(source)
         if isinstance(source, str):
             self.hosts.trust(source)
-            source = read_item(
-                source, read_text=self._read_text, retries=self.retries, hosts=self.hosts
-            )
+            source = self.read_item(source)
         elif not isinstance(source, pystac.Item | Group):
             source = parse_item(source, href=None)
         if isinstance(source, Group):
@@ -212,6 +210,10 @@ class Session:
     def access(self, item: pystac.Item) -> Access:
         """How an Item's assets are opened; a remote Item's hrefs are checked first."""
         return guard(self.hosts, item, self._access(item))
+
+    def read_item(self, href: str) -> pystac.Item:
+        """The source Item of an href (or `-`), whose host is not trusted for that."""
+        return read_item(href, read_text=self._read_text, retries=self.retries, hosts=self.hosts)
 
     def _read_text(self, href: str) -> str:
         return read_text(href, retries=self.retries)

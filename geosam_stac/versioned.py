@@ -94,6 +94,16 @@ class VersionedStore(Store):
             return None
         return _remote_version(info) if info.get("type") == "file" else None
 
+    def delete_at(self, key: str, version: str | None) -> bool:
+        """Delete an object if its version is still this one; False where it is not.
+
+        Asked first: no store deletes under a condition everywhere, which leaves a moment.
+        """
+        if version is None or self.version(key) != version:
+            return False
+        self.delete(key)
+        return True
+
     @property
     def _fs(self) -> Any:
         return self._backend.fs  # type: ignore[union-attr]

@@ -45,6 +45,7 @@ def app() -> typer.Typer:
         search,
         segment,
         shards,
+        verify,
     )
 
     root = typer.Typer(
@@ -76,6 +77,7 @@ def app() -> typer.Typer:
     root.command("info")(info.info)
     root.command("doctor")(doctor.doctor)
     root.command("pull")(pull.pull)
+    root.command("verify")(verify.verify)
     root.command("segment", epilog=segment.EPILOG)(segment.segment)
     root.command("preview")(preview.preview)
     root.command("report")(report.report)

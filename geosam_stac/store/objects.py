@@ -15,25 +15,26 @@ from geosam_stac import hrefs
 from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import TIMEOUT_S, http_session
-from geosam_stac.storage import Store
+from geosam_stac.versioned import VersionedStore
 
 
 class ObjectFolder:
     """The objects below one folder, by relative POSIX keys; for reading, from several threads.
 
-    `url` is the folder: an absolute local path or a URL, without a trailing slash.
+    `url` is the folder: an absolute local path or a URL, without a trailing slash. `store` reads
+    and writes there; None over http(s).
     """
 
     def __init__(self, url: str) -> None:
         self.is_http = url.lower().startswith(("http://", "https://"))
-        self._store = None if self.is_http else Store(url)
-        self.url = url.rstrip("/") if self._store is None else self._store.url
-        self.is_local = self._store is not None and self._store.is_local
+        self.store = None if self.is_http else VersionedStore(url)
+        self.url = url.rstrip("/") if self.store is None else self.store.url
+        self.is_local = self.store is not None and self.store.is_local
         self._sessions = threading.local()
 
     def href(self, key: str) -> str:
         """Absolute local path or URL of a key."""
-        return f"{self.url}/{quote(key)}" if self._store is None else self._store.href(key)
+        return f"{self.url}/{quote(key)}" if self.store is None else self.store.href(key)
 
     def get(self, key: str) -> bytes:
         """Read an object.
@@ -45,12 +46,12 @@ class ObjectFolder:
         TemporaryError
             The store does not answer, or cannot now.
         """
-        return self._http(self.href(key)) if self._store is None else self._store.get(key)
+        return self._http(self.href(key)) if self.store is None else self.store.get(key)
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of this key; of http folders, by reading it."""
-        if self._store is not None:
-            return self._store.exists(key)
+        if self.store is not None:
+            return self.store.exists(key)
         try:
             self._http(self.href(key))
         except DataError:
