@@ -117,6 +117,9 @@ class Runner:
             "AWS_SESSION_TOKEN": SECRETS["aws"],
             "HF_TOKEN": SECRETS["hf"],
             "XDG_CACHE_HOME": str(work / "cache"),
+            # What never answers is not waited for.
+            "GEOSAM_STAC_TIMEOUT": "2",
+            "GEOSAM_STAC_RETRY_DEADLINE": "2",
         }
 
     def __call__(self, *argv: object, stdin: str | None = None, **environment: str) -> Outcome:

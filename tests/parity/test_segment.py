@@ -74,6 +74,12 @@ class Remembering:
         cast = getattr(torch, self.feature_dtype)
         return {name: tensor.to(cast) for name, tensor in self._known[key].items()}
 
+    def submit(
+        self, pixels: np.ndarray, content_px: tuple[int, int]
+    ) -> Callable[[], dict[str, torch.Tensor]]:
+        tensors = self.encode(pixels, content_px)
+        return lambda: tensors
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -128,9 +134,15 @@ class Model:
             encoder = Remembering(self.family.encoder(self.model), self.known)
             encoder.feature_dtype = dtype
             patch.setattr(Session, "encoder", encoder)
-            batch = session.encode_batch
+            encode_batches = session.encode_batches
+
+            def watched(batches):
+                for batch in batches:
+                    seen.extend(batch)
+                    yield batch
+
             patch.setattr(
-                session, "encode_batch", lambda chips: (seen.extend(chips), batch(chips))[1]
+                session, "encode_batches", lambda batches: encode_batches(watched(batches))
             )
             result = encode_scene(session, session.scene(str(item)), config)
         (chip,) = seen
