@@ -70,7 +70,7 @@ def _head(report: Report, title: str) -> str:
     newest = max((one.created for one in scenes), default="")
     tiles = [
         ("scenes", "Scenes", f"{len(scenes) + report.left_out:,}", ""),
-        ("chips", "Chips with features", f"{sum(one.chips for one in scenes):,}", ""),
+        ("chips", "Chips encoded", f"{sum(one.chips for one in scenes):,}", ""),
         ("skipped", "Chips skipped", f"{sum(one.skipped for one in scenes):,}", ""),
         ("failed", "Scenes failed", f"{len(report.failures):,}",
          " bad" if report.failures else ""),

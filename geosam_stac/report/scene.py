@@ -6,7 +6,7 @@ from geosam_stac.report.drawing import chips_json, chips_over
 from geosam_stac.report.facts import Details, Run, Scene
 from geosam_stac.report.markup import counted, duration, esc, facts, notice, size, table
 
-_HINT = "Point at a chip. With the keyboard: focus the pictures, then the arrow keys."
+_HINT = "Point at a chip, or touch it. With the keyboard: focus the pictures, then the arrow keys."
 
 
 def section(scene: Scene, anchor: str, *, is_open: bool) -> str:
