@@ -27,7 +27,7 @@ from rasterio.errors import RasterioError
 
 from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.grid import crop
-from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles
+from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles, take
 from geosam_stac.radiometry import band_valid
 from geosam_stac.raster_errors import read_error
 from geosam_stac.retry import Retries
@@ -43,7 +43,7 @@ from geosam_stac.warp import (
     warp,
     wkt,
 )
-from geosam_stac.windows import Tiling, slices, tile_shape
+from geosam_stac.windows import Tiling, slices, tile_shape, tiles_over, union
 
 # What is read at once, unless the caller says otherwise: of three bands of uint16 12 MB.
 TILE_AREA_PX = 2 << 20
@@ -139,8 +139,10 @@ class CubeReader:
                 if on_grid:
                     group = on_grid[0]
                     row, col = offset_in(group.grid, self.scene.geobox)
+                    of_file = group.tiling()
+                    top, left = of_file.origin
                     self._tiling = Tiling(
-                        shape=whole, tile=group.tiling().tile, origin=(-row, -col)
+                        shape=whole, tile=of_file.tile, origin=(top - row, left - col)
                     )
                 else:
                     tile = tile_shape((1, 1), whole, area_px=self._tile_area_px)
@@ -298,19 +300,33 @@ class _Group:
         self._lock = threading.RLock()
 
     def tiling(self) -> Tiling:
-        """The grid cut along the first file's blocks; opens it."""
+        """The grid cut along the first file's blocks, as far as they are needed; opens it."""
         with self._lock:
             if self._tiling is None:
-                height, width = self.grid.shape
-                shape = (height, width)
-                block = self._tried(self.sources[:1], self._block_shape)
-                tile = tile_shape(block, shape, area_px=self._tile_area_px)
-                self._tiling = Tiling(shape=shape, tile=tile)
+                self._tiling = tiles_over(
+                    self._hull(),
+                    shape=(self.grid.height, self.grid.width),
+                    block=self._tried(self.sources[:1], self._block_shape),
+                    area_px=self._tile_area_px,
+                )
             return self._tiling
+
+    def _hull(self) -> Window:
+        """What all windows together need of the grid."""
+        if self.aligned:
+            part = self._part(self.scene.geobox)
+            parts = [] if part is None else [part]
+        else:  # not the scene's own part: a window's may bulge out of it
+            parts = [part for part in self._parts.values() if part is not None]
+        whole = Window(row_off=0, col_off=0, height=self.grid.height, width=self.grid.width)
+        return union(parts) if parts else whole
 
     def plan(self, geoboxes: list[GeoBox]) -> None:
         """What `read` will be asked for, and `release`."""
-        self._parts = {geobox: self._part(geobox) for geobox in geoboxes}
+        with self._lock:
+            self._parts = {geobox: self._part(geobox) for geobox in geoboxes}
+            if not self.aligned:
+                self._tiling = None
         self.tiles.plan([part for part in self._parts.values() if part is not None])
 
     def release(self, geobox: GeoBox) -> None:
@@ -440,11 +456,13 @@ class _Group:
                     geobox=geobox,
                     resampling=resampling if resampling == "nearest" else "average",
                     driver=driver,
+                    fuse_func=f"{take.__module__}.{take.__name__}",
                 )
             except (RasterioError, OSError, DataError) as error:
                 named = [hrefs[uri] for uri in driver.failed]
                 href = ", ".join(dict.fromkeys(named or hrefs.values()))
                 raise _named(error, self.scene.id, href) from error
+        driver.forget()
         return np.stack([cube[name].values[0] for name in names])
 
 

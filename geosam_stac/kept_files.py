@@ -153,6 +153,10 @@ class KeptDriver(RioDriver):
         self._how = {"fresh": fresh, "is_fenced": is_fenced}
         self._pixels: dict[str, NDArray[Any]] = {}
 
+    def forget(self) -> None:
+        """Everything is handed over: the pixels that were read are kept no longer."""
+        self._pixels.clear()
+
     def open(self, src: RasterSource, ctx: Any) -> _BandReader:
         """The reader of one band of one file."""
         return _BandReader(self, src, ctx)
@@ -215,6 +219,11 @@ class _BandReader(RioReader):
         assert selection is None
         height, width = dst_geobox.shape
         return (slice(0, height), slice(0, width)), self._driver.band(self._src, dst_geobox, cfg)
+
+
+def take(dst: NDArray[Any], src: NDArray[Any]) -> None:
+    """How odc-loader lays pixels onto the empty window: it would look for what is empty first."""
+    np.copyto(dst, src)
 
 
 def _with_nodata(

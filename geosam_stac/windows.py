@@ -77,6 +77,21 @@ def tile_shape(block: tuple[int, int], shape: tuple[int, int], *, area_px: int) 
     return height, max(1, area_px // (height * block_w)) * block_w
 
 
+def tiles_over(
+    hull: Window, *, shape: tuple[int, int], block: tuple[int, int], area_px: int
+) -> Tiling:
+    """Tiles of a file of `shape` px over a part of it: no block that the part does not touch."""
+    spans = [
+        (offset // size * size, min(-(-(offset + length) // size) * size, whole))
+        for offset, length, size, whole in zip(
+            (hull.row_off, hull.col_off), (hull.height, hull.width), block, shape, strict=True
+        )
+    ]
+    (top, bottom), (left, right) = spans
+    tile = tile_shape(block, (bottom - top, right - left), area_px=area_px)
+    return Tiling(shape=(bottom, right), tile=tile, origin=(top, left))
+
+
 def within(inner: Window, outer: Window) -> tuple[slice, slice]:
     """Slices of a window inside another one that holds it."""
     rows, cols = slices(inner)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geosam_stac.types import Window
-from geosam_stac.windows import Tiling, slices, tile_shape
+from geosam_stac.windows import Tiling, slices, tile_shape, tiles_over
 
 sizes = st.integers(1, 70)
 
@@ -52,3 +52,22 @@ def test_the_tiles_under_a_window_are_those_it_touches():
 )
 def test_tile_shapes_are_made_of_blocks(block, expected):
     assert tile_shape(block, (10980, 10980), area_px=2 << 20) == expected
+
+
+@given(
+    st.integers(0, 60), st.integers(0, 60), sizes, sizes, st.integers(1, 30), st.integers(1, 9999)
+)
+def test_tiles_over_a_part_touch_no_other_block(row, col, height, width, block, area_px):
+    shape = (131, 137)
+    hull = Window(row_off=row, col_off=col, height=height, width=width)
+    tiling = tiles_over(hull, shape=shape, block=(block, block), area_px=area_px)
+    count = np.zeros(shape, dtype=int)
+    for tile in tiling.under(hull):
+        assert tile.row_off % block == tile.col_off % block == 0
+        count[slices(tile)] += 1
+    touched = np.zeros(shape, dtype=int)
+    touched[
+        row // block * block : -(-(row + height) // block) * block,
+        col // block * block : -(-(col + width) // block) * block,
+    ] = 1
+    assert (count == touched).all()
