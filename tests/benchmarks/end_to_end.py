@@ -5,9 +5,9 @@
     python -m tests.benchmarks.end_to_end --device cpu --small # a check of this script
 
 *Device busy* is the time that the encoder takes for as many chips alone, from memory and with
-nothing written, over the time of the whole. `--chips-from-memory` leaves reading out: it imports
-neither rasterio nor odc-stac, for GPU machines that lack them. Weights are random unless
-`--checkpoint` is given: the time is the same.
+nothing written, the faster of two runs, over the time of the whole. `--chips-from-memory` leaves
+reading out: it imports neither rasterio nor odc-stac, for GPU machines that lack them. Weights are
+random unless `--checkpoint` is given: the time is the same.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from geosam_stac.features import write
 from geosam_stac.types import ChipRef, Features, Window
 
 WRITERS = 8
+ALONE = 2
 DISTINCT = 16
 
 
@@ -175,6 +176,15 @@ def from_cog(options: argparse.Namespace, folder: Path) -> tuple[Any, ImageEncod
         return encode_scene(session, scene, config), encoder, session.batch_size
 
 
+def device_busy(alone: Sequence[float], whole: float) -> str:
+    """Of the whole run, the time that the encoder needs: what it took alone at its fastest.
+
+    A CPU's times vary so much that alone may have taken longer than the whole: then it is 100 %.
+    """
+    busy = min(1.0, min(alone) / whole)
+    return f"{busy:.0%} (the encoder alone: {min(alone):.1f} to {max(alone):.1f} s)"
+
+
 def warm_up(encoder: ImageEncoder, size: int) -> None:
     """Kernels chosen, compiled, memory taken: a run of many scenes pays for it once."""
     encode_all(encoder, 2 * size, size, lambda tensors, number: None)
@@ -238,7 +248,9 @@ def main() -> None:
             seconds, written = result.seconds["total"], result.bytes_written
             assert result.chips_encoded == count, (result.chips_encoded, count)
             stages = ", ".join(f"{name} {busy:.0%}" for name, busy in result.busy.items())
-        alone = encode_all(encoder, count, size, lambda tensors, number: None)
+        alone = [
+            encode_all(encoder, count, size, lambda tensors, number: None) for _ in range(ALONE)
+        ]
         disk = disk_rate(folder, written // count, min(count, 200))
         print(machine(encoder.device))
         source = "chips from memory" if options.chips_from_memory else f"{options.size} px COG"
@@ -246,7 +258,7 @@ def main() -> None:
             ["model", f"{options.model}, {encoder.precision}, batches of {size}"],
             ["chips", f"{count}, {source}"],
             ["end to end", f"{seconds:.1f} s, {count / seconds:.1f} chips/s"],
-            ["device busy", f"{alone / seconds:.0%} (the encoder alone: {alone:.1f} s)"],
+            ["device busy", device_busy(alone, seconds)],
             ["stages busy", stages],
             ["written", f"{written / 1e6:,.0f} MB, {written / seconds / 1e6:,.0f} MB/s"],
             ["disk alone", f"{disk:,.0f} MB/s, {WRITERS} threads"],

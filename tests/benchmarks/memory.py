@@ -10,6 +10,7 @@ largest scene). What a process takes before it reads a scene is printed beside.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,7 @@ def main() -> None:
     arguments.add_argument("--sizes", type=int, nargs="+", default=[4096, 10980, 32768])
     arguments.add_argument("--value-range", default="0,3000")
     arguments.add_argument("--max-memory", type=float, default=1.0)
+    arguments.add_argument("--keep", type=Path, help="where scenes are kept between runs")
     arguments.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.one is not None:
@@ -83,9 +85,14 @@ def main() -> None:
     print(f"{machine()}; --max-memory {options.max_memory:g}, --value-range {options.value_range}")
     rows, peaks = [], []
     for size in options.sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            write_cog(Path(folder) / "image.tif", size, bands=3, dtype="uint16", blocksize=512)
-            command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", folder]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (options.keep or Path(temporary)) / f"memory-{size}"
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "image.tif").exists():
+                write_cog(folder / "new.tif", size, bands=3, dtype="uint16", blocksize=512)
+                (folder / "new.tif").rename(folder / "image.tif")
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            command = [sys.executable, "-m", "tests.benchmarks.memory", "--one", str(folder)]
             command += ["--value-range", options.value_range]
             command += ["--max-memory", str(options.max_memory)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -190,7 +190,7 @@ class CopyingEncoder:
         """As on a small GPU."""
         return 4
 
-    def free_cached_memory(self) -> None:
+    def free_cached_memory(self, *, if_short: bool = False) -> None:
         """There is none."""
 
 
