@@ -204,6 +204,28 @@ def test_shapes_are_unsigned_and_say_where_they_were_seen(catalog, collection):
     assert about["verified"] is not ("unverified" in about)
 
 
+def test_profiles_stand_on_recorded_items():
+    """Each API has a real Item among its shapes, but for two of which none was found."""
+    recorded = {
+        catalog
+        for catalog, collection in entries()
+        if json.loads((SHAPES / f"{catalog}.{collection}.item.json").read_text("utf-8"))["_shape"][
+            "verified"
+        ]
+    }
+    assert set(NAMES) - recorded == {"brazil-data-cube", "swisstopo"}
+
+
+def test_a_profile_s_range_is_that_of_the_recorded_scale_and_offset():
+    """Where an Item states them, reflectance 0 to 0.3 is the profile's value range."""
+    item = shape("digital-earth-africa", "s2_l2a_c1")
+    entry = load_profile("digital-earth-africa").collections["s2_l2a_c1"]
+    (red,) = select_bands(item, ["red"])
+    assert (red.scale, red.offset) == (0.0001, -0.1)
+    lo, hi = entry.value_range
+    assert (lo * red.scale + red.offset, hi * red.scale + red.offset) == pytest.approx((0, 0.3))
+
+
 @pytest.mark.parametrize(("catalog", "collection"), entries())
 def test_an_item_finds_its_profile(catalog, collection):
     found = profile_of(shape(catalog, collection))
