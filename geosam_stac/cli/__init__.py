@@ -5,6 +5,7 @@ Imports no torch and no rasterio: a command's own work is imported when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -32,6 +33,7 @@ def app() -> typer.Typer:
     from geosam_stac.cli import (
         catalog,
         catalogs,
+        config,
         doctor,
         encode,
         info,
@@ -47,6 +49,7 @@ def app() -> typer.Typer:
         shards,
         verify,
     )
+    from geosam_stac.cli.environment import warn_of_unknown
 
     root = typer.Typer(
         name="geosam-stac",
@@ -59,6 +62,7 @@ def app() -> typer.Typer:
 
     @root.callback()
     def options(
+        ctx: typer.Context,
         _version: Annotated[
             bool,
             typer.Option(
@@ -69,7 +73,8 @@ def app() -> typer.Typer:
                 help="Show the version.",
             ),
         ] = False,
-    ) -> None: ...
+    ) -> None:
+        warn_of_unknown(ctx.command, os.environ)
 
     root.command("encode", epilog=encode.EPILOG)(encode.encode)
     root.command("finalize")(shards.finalize)
@@ -85,6 +90,7 @@ def app() -> typer.Typer:
     root.command("publish")(publish.publish)
     root.add_typer(catalog.app, name="catalog")
     root.add_typer(models.app, name="models")
+    root.add_typer(config.app, name="config")
     root.add_typer(catalogs.app, name="catalogs")
     root.add_typer(jobs.app, name="jobs")
     return root

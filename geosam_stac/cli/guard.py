@@ -18,6 +18,7 @@ from typing import Any, Self
 import typer
 
 from geosam_stac.cli import console
+from geosam_stac.cli.environment import origin
 from geosam_stac.errors import EXIT_DEFECT, EXIT_SIGINT, GeosamStacError
 from geosam_stac.hrefs import without_signatures
 
@@ -75,8 +76,11 @@ def _usage(error: Any) -> int:
     near = getattr(error, "possibilities", None)
     text = (error.message if near else error.format_message()).strip().rstrip(".")
     did_you_mean = f" Did you mean {' or '.join(sorted(near))}?" if near else ""
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "geosam-stac"
-    console.error(f"{text[:1].lower()}{text[1:]}.{did_you_mean} See `{path} --help`.")
+    ctx, param = getattr(error, "ctx", None), getattr(error, "param", None)
+    path = ctx.command_path if ctx else "geosam-stac"
+    place = origin(ctx, param) if ctx and param else None
+    where = f" (from {place})" if place else ""
+    console.error(f"{text[:1].lower()}{text[1:]}{where}.{did_you_mean} See `{path} --help`.")
     return int(error.exit_code)
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from geosam_stac.cli.options import NO_METAVAR, env_name
+from geosam_stac.cli.environment import env_name
+from geosam_stac.cli.options import NO_METAVAR
 from geosam_stac.config import EncodeConfig, split_list
 from geosam_stac.credentials import TOKEN_VARIABLE, api_headers
 from geosam_stac.errors import (

@@ -20,16 +20,9 @@ import typer
 from rich.markup import escape
 
 from geosam_stac.cli import console
+from geosam_stac.cli.environment import env_name, origins_named, remember_file, source_of
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import UsageError
-
-ENV_PREFIX = "GEOSAM_STAC_"
-SOURCES = {
-    "COMMANDLINE": "command line",
-    "ENVIRONMENT": "environment",
-    "DEFAULT_MAP": "config file",
-}
-
 
 # A flag takes no value: its type would only fill the line.
 NO_METAVAR = " "
@@ -74,11 +67,6 @@ class InForce:
     sources: dict[str, str]
 
 
-def env_name(option: str) -> str:
-    """The environment variable of an option."""
-    return ENV_PREFIX + option.upper()
-
-
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     flag = "--" + field.name.replace("_", "-")
     # Texts that EncodeConfig takes apart, as it does for Python: one place says what is no number.
@@ -116,6 +104,7 @@ def load_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
         raise UsageError(f"--config is not TOML: {error}", href=str(path)) from error
     options = _options(ctx)
     defaults: dict[str, Any] = {}
+    keys: dict[str, str] = {}
     for key, value in document.items():
         name = key.replace("_", "-")
         if name not in options:
@@ -126,9 +115,11 @@ def load_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
                 hint=f"Did you mean {near[0]!r}?" if near else f"Keys are: {', '.join(options)}",
             )
         option = options[name]
+        keys[str(option.name)] = key
         defaults[str(option.name)] = _value(
             key, value, path, many=getattr(option, "multiple", False)
         )
+    remember_file(ctx, path, keys)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
 
@@ -227,12 +218,10 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
         )
         given = {parameter.name: values.pop(parameter.name) for parameter in generated}
         given = {name: value for name, value in given.items() if value is not None}
-        sources = {
-            name: SOURCES.get(getattr(ctx.get_parameter_source(name), "name", ""), "default")
-            for name in given
-        }
-        in_force = InForce(config=EncodeConfig.of(given), sources=sources)
-        command(**values, in_force=in_force)
+        sources = {name: source_of(ctx, name) for name in given}
+        with origins_named(ctx):
+            in_force = InForce(config=EncodeConfig.of(given), sources=sources)
+            command(**values, in_force=in_force)
 
     # Help shows options and panels in this order: what is encoded first, the run's own last.
     parameters = [*own[:2], *generated, *own[2:], *_verbosity(), config_file]
