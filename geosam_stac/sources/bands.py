@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pystac
-from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geosam_stac.errors import DataError, UsageError
 from geosam_stac.hrefs import absolute, unsigned
+from geosam_stac.sources.checks import is_number, wrong
+from geosam_stac.sources.projection import asset_grid
 from geosam_stac.types import Band
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt", ".img", ".nc", ".hdf", ".h5")
@@ -36,8 +36,9 @@ COMMON_NAMES = {
     *("rededge", "rededge071", "rededge075", "rededge078", "nir", "nir08", "nir09"),
     *("swir16", "swir22", "lwir", "lwir11", "lwir12"),
 }
-CRS_FIELDS = ("proj:code", "proj:epsg", "proj:wkt2", "proj:projjson")
 BAND_FIELDS = ("bands", "eo:bands", "raster:bands")
+# Where several say something of a band, the last one counts.
+BAND_ORDER = ("raster:bands", "eo:bands", "bands")
 
 
 def list_bands(item: pystac.Item, *, counts: Mapping[str, int] | None = None) -> list[Band]:
@@ -55,6 +56,7 @@ def list_bands(item: pystac.Item, *, counts: Mapping[str, int] | None = None) ->
             item=item.id,
             got=", ".join(item.assets) or "no assets",
             expected="a GeoTIFF or other raster",
+            hint="Look at the types and roles in $.assets",
         )
     assets.sort(key=lambda pair: bool(set(pair[1].roles or ()) & DERIVED_ROLES))
     return [
@@ -64,7 +66,7 @@ def list_bands(item: pystac.Item, *, counts: Mapping[str, int] | None = None) ->
 
 def tells_bands(asset: pystac.Asset) -> bool:
     """Whether the metadata say how many bands an asset has."""
-    return any(_dicts(asset.extra_fields.get(name)) for name in BAND_FIELDS)
+    return any(asset.extra_fields.get(name) for name in BAND_FIELDS)
 
 
 def select_bands(
@@ -229,55 +231,104 @@ def _bare_data(media: str, roles: set[str]) -> bool:
 
 def _asset_bands(item: pystac.Item, key: str, asset: pystac.Asset, silent_count: int) -> list[Band]:
     fields = asset.extra_fields
-    common = _dicts(fields.get("bands"))
-    eo = _dicts(fields.get("eo:bands"))
-    raster = _dicts(fields.get("raster:bands"))
-    count = max(len(common), len(eo), len(raster)) or silent_count
+    # Later ones win: the asset's own fields stand for all its bands (STAC 1.1).
+    lists = {name: _band_list(item, key, name, fields.get(name)) for name in BAND_ORDER}
+    count = max(map(len, lists.values())) or silent_count
     # An Item from standard input without a self link: relative hrefs are of this folder.
     base = item.get_self_href() or str(Path.cwd() / "item.json")
     source_href = absolute(asset.href, base)
-    geobox = _asset_geobox(item, key, asset)
+    href = unsigned(source_href)
+    geobox = asset_grid(item, key, asset)
     bands = []
     for index in range(count):
-        # Later ones win: the asset's own fields stand for all its bands (STAC 1.1).
-        facts: dict[str, Any] = {name: fields[name] for name in SHARED_FIELDS if name in fields}
-        for source in (raster, eo, common):
-            if index < len(source):
-                facts |= source[index]
-        common_name = facts.get("eo:common_name") or facts.get("common_name")
-        if not common_name and str(facts.get("description")).lower() in COMMON_NAMES:
-            common_name = str(facts["description"]).lower()
-        name = facts.get("name") or (key if count == 1 else f"{key}.{index + 1}")
+        facts = _Facts(item.id)
+        facts.add(("assets", key), {n: fields[n] for n in SHARED_FIELDS if n in fields})
+        for name, entries in lists.items():
+            if index < len(entries):
+                facts.add(("assets", key, name, index), entries[index])
+        common_name = facts.text("eo:common_name") or facts.text("common_name")
+        described = str(facts.get("description")).lower()
+        if not common_name and described in COMMON_NAMES:
+            common_name = described
+        name = facts.text("name") or (key if count == 1 else f"{key}.{index + 1}")
         bands.append(
             Band(
-                name=str(name),
+                name=name,
                 asset=key,
                 index=index + 1,
-                href=unsigned(source_href),
+                href=href,
                 source_href=source_href,
                 dtype=_dtype(facts.get("data_type")),
-                nodata=_nodata(facts.get("nodata"), item.id, key),
-                common_name=str(common_name) if common_name else None,
+                nodata=facts.nodata(),
+                common_name=common_name,
                 geobox=geobox,
-                scale=_factor(facts, "scale", 1.0, item.id, key),
-                offset=_factor(facts, "offset", 0.0, item.id, key),
+                scale=facts.factor("scale", 1.0),
+                offset=facts.factor("offset", 0.0),
             )
         )
     return bands
 
 
-def _factor(facts: Mapping[str, Any], name: str, default: float, item_id: str, key: str) -> float:
-    """`raster:scale` or `raster:offset` (raster v2, STAC 1.1), else `scale` or `offset` (v1)."""
-    value = facts.get(f"raster:{name}", facts.get(name, default))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"$.assets.{key}: {name} is no number", item=item_id, got=repr(value))
-    return float(value)
-
-
-def _dicts(value: object) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
+def _band_list(item: pystac.Item, key: str, name: str, value: object) -> list[dict[str, Any]]:
+    """A list of band objects; refused where it is none, or where two have one name."""
+    path = ("assets", key, name)
+    if value is None:
         return []
-    return [entry if isinstance(entry, dict) else {} for entry in value]
+    if not isinstance(value, list | tuple):
+        raise wrong(item.id, path, "a list of bands", value)
+    names: set[str] = set()
+    for index, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise wrong(item.id, (*path, index), "an object", entry)
+        said = entry.get("name")
+        if name == "bands" and isinstance(said, str):
+            if said in names:
+                raise wrong(item.id, (*path, index, "name"), "another one for each band", said)
+            names.add(said)
+    return list(value)
+
+
+class _Facts:
+    """What is said of one band, by field; the last word counts. Remembers where it was said."""
+
+    def __init__(self, item_id: str) -> None:
+        self._item_id = item_id
+        self._said: dict[str, tuple[tuple[str | int, ...], Any]] = {}
+
+    def add(self, path: tuple[str | int, ...], fields: Mapping[str, Any]) -> None:
+        self._said |= {name: ((*path, name), value) for name, value in fields.items()}
+
+    def get(self, name: str) -> Any:
+        return self._said.get(name, ((), None))[1]
+
+    def text(self, name: str) -> str | None:
+        path, value = self._said.get(name, ((), None))
+        if value is not None and not isinstance(value, str):
+            raise wrong(self._item_id, path, "a text", value)
+        return value or None
+
+    def factor(self, name: str, default: float) -> float:
+        """`raster:scale` or `raster:offset` (raster v2, STAC 1.1), else `scale`, `offset` (v1)."""
+        for field in (f"raster:{name}", name):
+            path, value = self._said.get(field, ((), None))
+            if value is None:
+                continue
+            if not is_number(value):
+                raise wrong(self._item_id, path, "a number", value)
+            return float(value)
+        return default
+
+    def nodata(self) -> float | None:
+        path, value = self._said.get("nodata", ((), None))
+        if value is None:
+            return None
+        # STAC writes NaN and the infinities as text: "nan", "inf", "-inf".
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            return float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise wrong(self._item_id, path, "a number, 'nan', 'inf' or '-inf'", value) from error
 
 
 def _dtype(value: object) -> str | None:
@@ -285,72 +336,3 @@ def _dtype(value: object) -> str | None:
     known = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
     known |= {"float32", "float64"}
     return value if isinstance(value, str) and value in known else None
-
-
-def _nodata(value: object, item_id: str, key: str) -> float | None:
-    if value is None:
-        return None
-    # STAC writes NaN and the infinities as text: "nan", "inf", "-inf".
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"$.assets.{key}: nodata is no number", item=item_id, got=repr(value)
-        ) from error
-
-
-def _asset_geobox(item: pystac.Item, key: str, asset: pystac.Asset) -> GeoBox | None:
-    """The asset's grid from `proj:*`, the asset's own fields before the Item's; None if unsaid."""
-    own, shared = asset.extra_fields, item.properties
-    shape, transform = (
-        shared.get(name) if own.get(name) is None else own[name]
-        for name in ("proj:shape", "proj:transform")
-    )
-    # All of the asset's own ways to say its CRS come before the Item's.
-    crs = next(
-        (fields[name] for fields in (own, shared) for name in CRS_FIELDS if fields.get(name)), None
-    )
-    if shape is None or transform is None or crs is None:
-        return None
-    where = f"$.assets.{key}"
-    try:
-        grid = GeoBox(_shape(shape), _affine(transform), crs)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise DataError(
-            f"{where}: the projection metadata (proj:shape, proj:transform, proj:code) are wrong: "
-            f"{error}",
-            item=item.id,
-            expected="proj:shape [height, width], proj:transform of 6 or 9 numbers, a known CRS",
-        ) from error
-    if grid.crs is None or not (grid.crs.projected or grid.crs.geographic):
-        raise DataError(f"{where}: proj:code is no CRS of maps", item=item.id, got=str(crs)[:80])
-    return grid
-
-
-def _shape(shape: object) -> tuple[int, int]:
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != 2:
-        raise ValueError(f"proj:shape {shape!r}")
-    height, width = shape
-    for size in shape:
-        if (
-            isinstance(size, bool)
-            or not isinstance(size, int | float)
-            or size < 1
-            or size != int(size)
-        ):
-            raise ValueError(f"proj:shape {shape!r}")
-    return int(height), int(width)
-
-
-def _affine(transform: object) -> Affine:
-    if not isinstance(transform, Sequence) or isinstance(transform, str):
-        raise ValueError(f"proj:transform {transform!r}")
-    numbers = [float(number) for number in transform]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"proj:transform {transform}")
-    if len(numbers) not in (6, 9) or (len(numbers) == 9 and numbers[6:] != [0, 0, 1]):
-        raise ValueError(f"proj:transform {transform}")
-    affine = Affine(*numbers[:6])
-    if affine.determinant == 0:
-        raise ValueError(f"proj:transform {transform} has no area")
-    return affine

@@ -19,11 +19,11 @@ import requests
 from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
 from geosam_stac.hrefs import is_local, to_local_path, unsigned
 from geosam_stac.retry import Retries
+from geosam_stac.sources.checks import check_document
 from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.http import http_session, not_now
 
 ReadText = Callable[[str], str]
-Fail = Callable[[str, str, object], None]
 
 # What pystac raises of documents that pass our checks and are none all the same.
 _UNREADABLE = (pystac.STACError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
@@ -82,7 +82,7 @@ def parse_item(document: Any, *, href: str | None) -> pystac.Item:
     Raises DataError that names the JSON path at fault.
     """
     where = unsigned(href) if href else None
-    _check_document(document, where)
+    check_document(document, where)
     item_id = document["id"]
     try:
         with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def parse_item(document: Any, *, href: str | None) -> pystac.Item:
             item = pystac.Item.from_dict(document, href=href)
     except _UNREADABLE as error:
         raise DataError(
-            f"the STAC Item cannot be read: {type(error).__name__}: {error}",
+            f"not a STAC Item: $ cannot be read: {type(error).__name__}: {error}",
             item=str(item_id),
             href=where,
             hint="Check it with a STAC validator",
@@ -105,99 +105,10 @@ def self_href(item: pystac.Item) -> str:
     return unsigned(href) if href else item.id
 
 
-def _check_document(document: Any, where: str | None) -> None:
-    def fail(path: str, expected: str, got: object) -> None:
-        raise DataError(
-            f"not a STAC Item: {path} is wrong", href=where, expected=expected, got=_short(got)
-        )
-
-    if not isinstance(document, dict):
-        fail("$", "a JSON object", document)
-    kind = document.get("type")
-    if kind == "FeatureCollection":
-        raise DataError(
-            "not a STAC Item: $.type is FeatureCollection",
-            href=where,
-            hint="Give one of its features to --item",
-        )
-    if kind in ("Collection", "Catalog"):
-        raise DataError(
-            f"not a STAC Item: $.type is {kind}",
-            href=where,
-            hint="Give the URL of one of its Items",
-        )
-    if kind != "Feature":
-        fail("$.type", "'Feature'", kind)
-    if not isinstance(document.get("stac_version"), str):
-        fail("$.stac_version", "a version such as '1.1.0'", document.get("stac_version"))
-    if not isinstance(document.get("id"), str) or not document["id"]:
-        fail("$.id", "a text", document.get("id"))
-    if not isinstance(document.get("properties"), dict):
-        fail("$.properties", "an object", document.get("properties"))
-    _check_datetime(document["properties"], fail)
-    assets = document.get("assets")
-    if not isinstance(assets, dict) or not assets:
-        fail("$.assets", "an object with at least one asset", assets)
-    for key, asset in document["assets"].items():
-        _check_asset(f"$.assets.{key}", asset, fail)
-    _check_rest(document, fail)
-
-
-def _check_datetime(properties: dict[str, Any], fail: Fail) -> None:
-    names = ["datetime"]
-    if properties.get("datetime") is None:
-        names = ["start_datetime", "end_datetime"]
-    for name in names:
-        value = properties.get(name)
-        try:
-            pystac.utils.str_to_datetime(value)  # type: ignore[arg-type]
-        except (ValueError, TypeError, OverflowError):
-            fail(f"$.properties.{name}", "a time such as '2024-08-15T12:00:00Z'", value)
-
-
-def _check_asset(path: str, asset: object, fail: Fail) -> None:
-    if not isinstance(asset, dict):
-        fail(path, "an object with an href", asset)
-        return
-    if not isinstance(asset.get("href"), str) or not asset["href"]:
-        fail(f"{path}.href", "a text", asset.get("href"))
-    if not isinstance(asset.get("type"), str | None):
-        fail(f"{path}.type", "a media type", asset["type"])
-    roles = asset.get("roles")
-    if roles is not None and not _is_texts(roles):
-        fail(f"{path}.roles", "a list of texts", roles)
-
-
-def _check_rest(document: dict[str, Any], fail: Fail) -> None:
-    links = document.setdefault("links", [])
-    if not isinstance(links, list):
-        fail("$.links", "a list", links)
-    for index, link in enumerate(document["links"]):
-        good = isinstance(link, dict) and all(isinstance(link.get(k), str) for k in ("rel", "href"))
-        if not good:
-            fail(f"$.links[{index}]", "an object with rel and href", link)
-    if not isinstance(document.get("collection"), str | None):
-        fail("$.collection", "a text", document["collection"])
-    if not isinstance(document.setdefault("geometry", None), dict | None):
-        fail("$.geometry", "a GeoJSON geometry", document["geometry"])
-    extensions = document.get("stac_extensions")
-    if extensions is not None and not _is_texts(extensions):
-        fail("$.stac_extensions", "a list of URLs", extensions)
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text.removeprefix("\ufeff"))  # some editors put a byte order mark first
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError
         start = text.lstrip()[:1]
         raise DataError(
             "not a STAC Item: this is not JSON"

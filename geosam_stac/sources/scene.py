@@ -22,6 +22,7 @@ from geosam_stac.derive import Expression, Mask
 from geosam_stac.errors import DataError
 from geosam_stac.retry import Retries
 from geosam_stac.sources.bands import named_bands, select_bands, tells_bands
+from geosam_stac.sources.checks import path_of
 from geosam_stac.sources.extent import EARTH_RADIUS_M, output_grid, project
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.guard import Guarded, guard
@@ -184,16 +185,20 @@ class _Headers:
         self._retries = retries
         self._known: dict[str, Header] = {}
 
-    def of(self, source_href: str) -> Header:
+    def of(self, asset: str, source_href: str) -> Header:
         if source_href not in self._known:
-            self._known[source_href] = read_header(
-                source_href, item=self._item_id, access=self.access, retries=self._retries
-            )
+            try:
+                self._known[source_href] = read_header(
+                    source_href, item=self._item_id, access=self.access, retries=self._retries
+                )
+            except DataError as error:
+                error.hint = f"{error.hint or 'See the Item'} ({path_of('assets', asset, 'href')})"
+                raise
         return self._known[source_href]
 
     def complete(self, band: Band) -> Band:
         """The band with the grid, dtype and nodata of its file."""
-        header = self.of(band.source_href)
+        header = self.of(band.asset, band.source_href)
         if band.index > len(header.dtypes):
             raise DataError(
                 f"no band {band.name!r}",
@@ -223,7 +228,7 @@ def _choose(
         for band in bands
         if not tells_bands(item.assets[band.asset]) and (names is None or band.asset in names)
     }
-    counts = {key: headers.of(href).data_bands for key, href in silent.items()}
+    counts = {key: headers.of(key, href).data_bands for key, href in silent.items()}
     return select_bands(item, names, counts=counts) if counts else bands
 
 
