@@ -232,10 +232,13 @@ class _SceneRun:
         self.grid, self.store, self.layout = job.grid, job.store, job.layout
         self.digest = job.digest
         self.spec = session.encoder.spec
-        every = blocks_of(list(blocks(job.grid)), part)
+        every = list(blocks(job.grid))
+        mine = blocks_of(every, part)
         self.outside = chips_outside(scene, (ref for block in every for ref in block.chips))
-        self.blocks = [block for block in every if not self._is_outside(block)]
-        self.chips = tuple(ref for block in every for ref in block.chips)
+        self.blocks = [block for block in mine if not self._is_outside(block)]
+        before = every[: every.index(mine[0])] if mine else []
+        earlier = [block for block in before if not self._is_outside(block)]
+        self.chips = tuple(ref for block in mine for ref in block.chips)
         self.budget = share_out(config, self.spec, batch_size=session.batch_size)
         self.stages = Stages(read=self.budget.readers, encode=1, write=self.budget.writers)
         self.cube = CubeReader(
@@ -245,7 +248,9 @@ class _SceneRun:
             tile_area_px=self.budget.tile_area_px,
             retries=session.retries,
         )
-        self.reading = Reading(self.cube, self.blocks, self.budget, self.stages["read"])
+        self.reading = Reading(
+            self.cube, self.blocks, self.budget, self.stages["read"], earlier=earlier
+        )
         self.thumbnail = Thumbnail((scene.geobox.height, scene.geobox.width))
         self.journal = Journal(job.store, job.layout)
         self.recorded = recorded

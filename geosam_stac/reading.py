@@ -47,6 +47,9 @@ class Reading:
         What may be kept and read ahead.
     stage
         Counts the time at work.
+    earlier
+        Blocks of the same scene that another machine reads: tiles that those need as well are
+        in its thumbnail.
     """
 
     def __init__(
@@ -55,9 +58,12 @@ class Reading:
         blocks: Sequence[BlockRef],
         budget: Budget,
         stage: Stage,
+        *,
+        earlier: Sequence[BlockRef] = (),
     ) -> None:
         self._cube = cube
         self._blocks = list(blocks)
+        self._earlier = list(earlier)
         self._budget = budget
         self._stage = stage
         self._limits: tuple[float, float] | None = None
@@ -115,11 +121,12 @@ class Reading:
         limits
             (lo, hi) in source values, as `to_rgb8` takes them.
         thumbnail
-            Gets every tile that is read.
+            Gets every tile that is read, once: not those that `earlier` blocks need too.
         """
         self._limits, self._thumbnail = limits, thumbnail
         tiling = self._cube.tiling()
         self._needs = [tiling.under(block.window) for block in self._blocks]
+        self._shown = {tile for block in self._earlier for tile in tiling.under(block.window)}
         self._uses = Counter(tile for needs in self._needs for tile in needs)
         first: dict[Window, int] = {}
         for place, needs in enumerate(self._needs):
@@ -208,7 +215,8 @@ class Reading:
         rgb8 = to_rgb8(data, valid, self._limits)
         anywhere = np.any(valid, axis=0)
         assert self._thumbnail is not None
-        self._thumbnail.add(widen(rgb8), window)
+        if window not in self._shown:
+            self._thumbnail.add(widen(rgb8), window)
         with self._changed:
             self._tiles[window] = (rgb8, None if anywhere.all() else anywhere)
             del self._loading[window]
