@@ -29,7 +29,7 @@ from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.grid import crop
 from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles, take
 from geosam_stac.radiometry import band_valid
-from geosam_stac.raster_errors import read_error
+from geosam_stac.raster_errors import heard_statuses, read_error
 from geosam_stac.retry import Retries
 from geosam_stac.source_tiles import SourceTiles
 from geosam_stac.types import Access, Band, Member, PlainAccess, Scene, Window, gdal_settings
@@ -395,14 +395,14 @@ class _Group:
         source = self.sources[0]
         options = source.access.options(source.band.source_href)
         uri = source.access.sign(source.band.source_href)
-        with rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
+        with heard_statuses() as statuses, rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
             try:
                 with self._files.open(uri, fresh=fresh, is_fenced=source.band.fenced) as dataset:
                     # Overviews are taken to have the same; if not, blocks are cut, no more.
                     height, width = dataset.block_shapes[source.band.index - 1]
                     return height, width
             except (RasterioError, OSError, DataError) as error:
-                raise _named(error, self.scene.id, source.band.href) from error
+                raise _named(error, self.scene.id, source.band.href, statuses) from error
 
     def _load(self, window: Window) -> NDArray[Any]:
         """(n, h, w) pixels of a window of the grid."""
@@ -422,8 +422,9 @@ class _Group:
             return do(gdal_settings(retries.policy.timeout_s, fresh=fresh), fresh)
 
         def renew() -> bool:
-            # All are asked, not only the first: several containers may have expired.
-            renewed = [source.access.renew(source.band.source_href) for source in sources]
+            # All files are asked, not only the first: several containers may have expired.
+            files = {source.band.source_href: source.access for source in sources}
+            renewed = [access.renew(href) for href, access in files.items()]
             return any(renewed)
 
         return retries.run("read", once, renew=renew)
@@ -448,7 +449,7 @@ class _Group:
             is_fenced=any(source.band.fenced for source in sources),
         )
         resampling = sources[0].resampling
-        with rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
+        with heard_statuses() as statuses, rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
             try:
                 cube = odc.stac.load(
                     [item],
@@ -461,16 +462,16 @@ class _Group:
             except (RasterioError, OSError, DataError) as error:
                 named = [hrefs[uri] for uri in driver.failed]
                 href = ", ".join(dict.fromkeys(named or hrefs.values()))
-                raise _named(error, self.scene.id, href) from error
+                raise _named(error, self.scene.id, href, statuses) from error
         driver.forget()
         return np.stack([cube[name].values[0] for name in names])
 
 
-def _named(error: Exception, item: str, href: str) -> GeosamStacError:
+def _named(error: Exception, item: str, href: str, statuses: list[int]) -> GeosamStacError:
     """An error of ours that names the asset: as `claims` raises it, or made of GDAL's."""
     if isinstance(error, GeosamStacError):
         return error.at(item=item, href=href)
-    return read_error(error, item=item, href=href)
+    return read_error(error, item=item, href=href, statuses=statuses)
 
 
 def _load_item(scene: Scene, sources: list[_Source]) -> tuple[pystac.Item, list[str]]:

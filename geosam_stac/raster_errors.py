@@ -1,8 +1,17 @@
-"""GDAL's read errors turned into ours: gone for good, or worth another try. Pure text, no GDAL."""
+"""GDAL's read errors turned into ours: gone for good, or worth another try. Pure text, no GDAL.
+
+Of a request that fails in mid-read GDAL's error says only that bytes are missing. The HTTP status
+stands in its debug messages, which rasterio hands to `logging`: `heard_statuses` listens there.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import re
+import threading
+from collections.abc import Iterator, Sequence
 
 from geosam_stac.errors import (
     ConfigurationError,
@@ -26,8 +35,44 @@ _NO_RASTER = ("not recognized as", "not a supported", "range downloading not sup
 # As "AWS_SECRET_ACCESS_KEY and AWS_NO_SIGN_REQUEST configuration options not defined".
 _NO_CREDENTIALS = ("configuration options not defined", "configuration option not defined")
 
+_HEARD_CODE = re.compile(r"response_code=(\d{3})")
+_heard = threading.local()
 
-def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamStacError:
+
+@contextlib.contextmanager
+def heard_statuses() -> Iterator[list[int]]:
+    """HTTP statuses that GDAL gets in this thread meanwhile, oldest first.
+
+    It tells them where CPL_DEBUG is set as in `types.GDAL_SETTINGS`.
+    """
+    _listen()
+    codes: list[int] = []
+    _heard.codes = codes
+    try:
+        yield codes
+    finally:
+        _heard.codes = None
+
+
+@functools.cache
+def _listen() -> None:
+    for name in ("rasterio._err", "rasterio._env"):  # while a file is read; while it is opened
+        logger = logging.getLogger(name)
+        logger.addFilter(_hear)
+        logger.setLevel(logging.DEBUG)
+
+
+def _hear(record: logging.LogRecord) -> bool:
+    codes = getattr(_heard, "codes", None)
+    if codes is not None and (match := _HEARD_CODE.search(record.getMessage())):
+        codes.append(int(match[1]))
+    # Nobody else hears more of it than before.
+    return logging.getLogger("rasterio").isEnabledFor(record.levelno)
+
+
+def read_error(
+    error: BaseException, *, item: str | None, href: str, statuses: Sequence[int] = ()
+) -> GeosamStacError:
     """Turn an error of GDAL into ours.
 
     Parameters
@@ -36,6 +81,8 @@ def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamSt
         As rasterio raises it; its causes are read too.
     item, href
         Where it happened; the href unsigned.
+    statuses
+        HTTP statuses of the requests until then: the last counts where the error tells none.
 
     Returns
     -------
@@ -46,6 +93,9 @@ def read_error(error: BaseException, *, item: str | None, href: str) -> GeosamSt
     low = text.lower()
     code = _HTTP_CODE.search(text)
     status = int(code[1] or code[2]) if code else None
+    if status is None and statuses and statuses[-1] >= 400:
+        status = statuses[-1]
+        text = f"HTTP {status}: {text}"
     kind: type[GeosamStacError] = DataError
     if any(words in low for words in _NO_CREDENTIALS):
         kind, message = ConfigurationError, "there are no credentials to read the asset"

@@ -427,8 +427,12 @@ def _filesystem(url: str, timeout_s: float, **settings: Any) -> Any:
 def _s3(driver: Any, options: dict[str, Any], timeout_s: float) -> Any:
     """s3fs and botocore try nothing again, and an upload is done when S3's own words say so."""
     from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
 
     session = AioSession()
+    # After "100 Continue" aiohttp's timeout no longer runs: a store that then says nothing would
+    # be waited for without end.
+    session.unregister("before-call.s3", add_expect_header)
     for operation in ("PutObject", "UploadPart", "CompleteMultipartUpload"):
         session.register(f"after-call.s3.{operation}", _check_etag)
     fs = driver(

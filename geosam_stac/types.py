@@ -27,6 +27,8 @@ GDAL_SETTINGS = {
     "CPL_VSIL_CURL_USE_HEAD": "NO",
     # `retry` does it: GDAL's own would multiply with ours, and leaves out cut-off bodies.
     "GDAL_HTTP_MAX_RETRY": "0",
+    # The messages that tell the HTTP status of each request: `raster_errors.heard_statuses`.
+    "CPL_DEBUG": "VSICURL,S3,GS,AZURE,ADLS,OSS,SWIFT",
 }
 
 

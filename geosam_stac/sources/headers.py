@@ -20,7 +20,7 @@ from geosam_stac.claims import check_claims
 from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.fence import open_fenced
 from geosam_stac.hrefs import unsigned
-from geosam_stac.raster_errors import read_error
+from geosam_stac.raster_errors import heard_statuses, read_error
 from geosam_stac.retry import Retries
 from geosam_stac.sources.guard import Guarded
 from geosam_stac.sources.signing import guard_logs
@@ -76,6 +76,7 @@ def _read(source_href: str, item: str | None, access: Access, settings: dict[str
     opened = open_fenced if isinstance(access, Guarded) else rasterio.open
     try:
         with (
+            heard_statuses() as statuses,
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
             rasterio.Env(**(settings | dict(access.options(source_href)))),
             opened(access.sign(source_href)) as dataset,
@@ -90,7 +91,7 @@ def _read(source_href: str, item: str | None, access: Access, settings: dict[str
                 data_bands=_data_bands(dataset),
             )
     except RasterioError as error:
-        raise read_error(error, item=item, href=href) from error
+        raise read_error(error, item=item, href=href, statuses=statuses) from error
     except DataError as error:
         raise error.at(item=item, href=href) from error.__cause__
     except ValueError as error:  # a text that is no file name: a zero byte, half a surrogate pair

@@ -58,13 +58,17 @@ class _Rules:
         self.rules: list[dict] = []
         self.log: list[dict] = []
 
-    def fault(self, method: str, path: str, span: tuple[int, int] | None) -> dict | None:
+    def fault(
+        self, method: str, path: str, span: tuple[int, int] | None, authorization: str
+    ) -> dict | None:
         """The first rule that this request meets; counts it."""
         with self.lock:
             entry = {"method": method, "path": path, "range": span, "fault": None}
             self.log.append(entry)
             for rule in self.rules:
                 if rule["method"] not in (None, method) or not re.search(rule["path"], path):
+                    continue
+                if rule["authorization"] not in authorization:
                     continue
                 # GDAL first asks for the file without a range, and hangs up after its head.
                 if (wanted := rule["bytes"]) is not None and (
@@ -111,7 +115,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         body = b""
         span = self.span()
-        rule = RULES.fault(self.command, self.path, span)
+        authorization = self.headers.get("Authorization", "")
+        rule = RULES.fault(self.command, self.path, span, authorization)
         fault = rule["fault"] if rule else None
         if length and fault == "truncated":
             self.rfile.read(length // 2)
@@ -250,7 +255,8 @@ class Rule:
     """When to fail, and how.
 
     `path`: a regular expression that the path and query are searched for. `bytes`: only requests
-    for a range that touches [first, end). `skip`: so many that meet it pass first.
+    for a range that touches [first, end). `authorization`: only those whose header of that name
+    holds it. `skip`: so many that meet it pass first.
     `times`: so often; None: always.
     """
 
@@ -258,6 +264,7 @@ class Rule:
     path: str = ""
     method: str | None = None
     bytes: tuple[int, int] | None = None
+    authorization: str = ""
     skip: int = 0
     times: int | None = 1
     retry_after: float | None = None
