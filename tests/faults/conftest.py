@@ -71,19 +71,19 @@ Encode = Callable[..., EncodeResult]
 
 
 @pytest.fixture
-def encode(web, tmp_path, fake_model) -> Encode:
+def encode(web, served, tmp_path, fake_model) -> Encode:
     """Encode the scene: its Item, its pixels and perhaps its output over the server."""
 
     def run(
         events: list[Event] | None = None, *, access: object = None, **options: object
     ) -> EncodeResult:
-        return encode_from(web.url, tmp_path, events, access=access, **options)
+        return encode_from(served, tmp_path, events, access=access, **options)
 
     return run
 
 
 def encode_from(
-    url: str,
+    folder: Path,
     tmp_path: Path,
     events: list[Event] | None = None,
     *,
@@ -93,7 +93,8 @@ def encode_from(
     with fake_session(tmp_path, events, **{"stride": TILE_PX} | options) as session:
         if access is not None:
             session.access = lambda item: access
-        return encode_scene(session, session.scene(f"{url}/item.json"), session.config)
+        # A file of the user's own: of a remote Item each file is looked at once before it is read.
+        return encode_scene(session, session.scene(str(folder / "item.json")), session.config)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +103,7 @@ def clean(served, tmp_path_factory) -> dict[str, object]:
     work = tmp_path_factory.mktemp("clean")
     with serving(served) as server, pytest.MonkeyPatch.context() as patch:
         fakes.install(patch)
-        encode_from(server.url, work)
+        encode_from(served, work)
         found = contents(str(work / "out"), server.url)
     assert sum(name.endswith(".pt") for name in found) == CHIPS
     return found
