@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     )
     from geosam_stac.config import EncodeConfig
     from geosam_stac.errors import GeosamStacError
-    from geosam_stac.store import FeatureItem, PullResult, Segmentation
+    from geosam_stac.store import PullResult, Segmentation
     from geosam_stac.types import EncodeResult
+    from geosam_stac.views import FeatureItem
 
 _HOMES = {
     "EncodeConfig": "geosam_stac.config",
     "EncodeResult": "geosam_stac.types",
-    "FeatureItem": "geosam_stac.store",
+    "FeatureItem": "geosam_stac.views",
     "GeosamStacError": "geosam_stac.errors",
     "PullResult": "geosam_stac.store",
     "Segmentation": "geosam_stac.store",

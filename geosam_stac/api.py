@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pystac
 
 from geosam_stac import catalog as features_catalog
-from geosam_stac import session
+from geosam_stac import session, store
+from geosam_stac.bars import Bars
 from geosam_stac.catalog import FeatureQuery, Publisher
 from geosam_stac.config import EncodeConfig
 from geosam_stac.credentials import api_headers
@@ -28,9 +29,10 @@ from geosam_stac.sources import search as sources_search
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.profiles import load_profile
 from geosam_stac.sources.query import SearchQuery
-from geosam_stac.store import FeatureItem, PullResult, open_item, pull_features
+from geosam_stac.store import PullResult, open_item, pull_features
 from geosam_stac.types import EncodeResult
 from geosam_stac.verification import Verification, verify_item
+from geosam_stac.views import FeatureItem
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -45,6 +47,8 @@ class Session(session.Session):
         An EncodeConfig, or None for the defaults.
     sink
         Called with every `geosam_stac.events.Event`, from several threads.
+    progress
+        Draw bars with tqdm: widgets in a notebook, text on stderr elsewhere.
     options
         Fields of EncodeConfig by name, as `model="sam2.1-hiera-tiny"`; they win over `config`.
 
@@ -57,8 +61,15 @@ class Session(session.Session):
     """
 
     def __init__(
-        self, config: EncodeConfig | None = None, *, sink: Sink = ignore, **options: Any
+        self,
+        config: EncodeConfig | None = None,
+        *,
+        sink: Sink = ignore,
+        progress: bool = False,
+        **options: Any,
     ) -> None:
+        self._bars = Bars(sink) if progress else None
+        sink = self._bars or sink
         if options.get("geometry") is not None:
             options["geometry"] = as_geojson(options["geometry"])
         asked = (config or EncodeConfig()).replace(options)
@@ -92,6 +103,8 @@ class Session(session.Session):
 
     def close(self) -> None:
         """Let go of the model and the device's memory; finish the catalog that was published to."""
+        if self._bars is not None:
+            self._bars.close()
         super().close()
         self._publisher.finish()
 
@@ -102,6 +115,7 @@ def encode(
     *,
     sink: Sink = ignore,
     client: Client | None = None,
+    progress: bool = False,
     **options: Any,
 ) -> EncodeResult:
     """Encode one STAC Item: features, manifest and a new Item in `out`.
@@ -112,8 +126,8 @@ def encode(
         The Item's URL or path, its JSON document, a `pystac.Item`, or a Scene.
     config, options
         As for `Session`; `out` must be among them.
-    sink
-        Called with every `geosam_stac.events.Event`, from several threads.
+    sink, progress
+        As for `Session`.
     client
         A `distributed.Client`: the scene is encoded by the workers of that Dask cluster, in parts.
 
@@ -128,8 +142,8 @@ def encode(
         One of its children; `exit_code` and `retryable` tell them apart.
     """
     if client is not None:
-        return _encode_on(client, source, config, sink, options)
-    with Session(config, sink=sink, **options) as opened:
+        return _encode_on(client, source, config, sink=sink, progress=progress, options=options)
+    with Session(config, sink=sink, progress=progress, **options) as opened:
         return opened.encode(source)
 
 
@@ -137,14 +151,16 @@ def _encode_on(
     client: Client,
     source: session.Source,
     config: EncodeConfig | None,
+    *,
     sink: Sink,
+    progress: bool,
     options: dict[str, Any],
 ) -> EncodeResult:
     from geosam_stac.scale.dask import Recipe, encode_all
 
     asked = (config or EncodeConfig()).replace(options)
     # The model is the workers': this machine plans, and puts together.
-    with Session(asked, sink=sink, device="cpu") as opened:
+    with Session(asked, sink=sink, progress=progress, device="cpu") as opened:
         scene = opened.scene(source)
         recipe = Recipe(
             config=opened.config.replace({"device": asked.device}),
@@ -349,13 +365,14 @@ def open_features(
 
 
 def pull(
-    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any] | FeatureItem,
+    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any] | store.FeatureItem,
     dest: str | os.PathLike[str],
     *,
     format: str = "pt",
     bbox: tuple[float, float, float, float] | None = None,
     crs: str | None = None,
     sink: Sink = ignore,
+    progress: bool = False,
 ) -> PullResult:
     """Copy features into `dest/<item id>`, a folder that Geo-SAM opens as it is.
 
@@ -365,18 +382,26 @@ def pull(
         As for `open_features`, or what that gave.
     dest, format, bbox, crs, sink
         See `store.pull.pull_features`.
+    progress
+        As for `Session`.
 
     Returns
     -------
     PullResult
         The local folder and Item, counts of chips and bytes.
     """
-    scene = source if isinstance(source, FeatureItem) else open_features(source)
-    return pull_features(scene, dest, format=format, bbox=bbox, crs=crs, sink=sink)
+    scene = source if isinstance(source, store.FeatureItem) else open_features(source)
+    if not progress:
+        return pull_features(scene, dest, format=format, bbox=bbox, crs=crs, sink=sink)
+    bars = Bars(sink)
+    try:
+        return pull_features(scene, dest, format=format, bbox=bbox, crs=crs, sink=bars)
+    finally:
+        bars.close()
 
 
 def verify(
-    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any] | FeatureItem,
+    source: str | os.PathLike[str] | pystac.Item | Mapping[str, Any] | store.FeatureItem,
     *,
     repair: bool = False,
     device: str | None = None,
@@ -411,7 +436,7 @@ def verify(
     StorageError, TemporaryError
         The store cannot be read or written.
     """
-    scene = source if isinstance(source, FeatureItem) else open_features(source)
+    scene = source if isinstance(source, store.FeatureItem) else open_features(source)
     found = verify_item(scene, sink=sink)
     if not repair:
         return found

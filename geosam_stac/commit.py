@@ -122,8 +122,20 @@ def read_commit(store: Store, layout: Layout, scene: Scene) -> pystac.Item | Non
     return item
 
 
-def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> tuple[pystac.Item, int]:
-    """Write the scene's tables and pictures, then its Item; returns it and the bytes written.
+@dataclass(frozen=True, kw_only=True)
+class Committed:
+    """The scene's Item, and the bytes written of it and of the files beside it.
+
+    `thumbnail`: the PNG's bytes; None where another run has written all.
+    """
+
+    item: pystac.Item
+    bytes_written: int
+    thumbnail: bytes | None = None
+
+
+def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> Committed:
+    """Write the scene's tables and pictures, then its Item.
 
     Where another run of the same scene was first, its Item is the one, and is returned.
 
@@ -136,7 +148,7 @@ def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> tuple[p
     created = datetime.now(UTC)
     written: list[int] = []
     if (first := read_commit(store, layout, outcome.scene)) is not None:
-        return first, 0
+        return Committed(item=first, bytes_written=0)
     journal.check_overwritten()
 
     def put(key: str, data: bytes, same: Callable[[bytes], bool], **table: Any) -> items.FileFacts:
@@ -198,14 +210,15 @@ def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> tuple[p
     document = items.to_bytes(item)
     if not store.put_if(layout.item, document, None):
         first = read_commit(store, layout, outcome.scene)
-        return first or item, sum(written)
+        return Committed(item=first or item, bytes_written=sum(written), thumbnail=picture)
     try:
         journal.check_overwritten()
     except TemporaryError:
         if store.read(layout.item) == document:
             store.delete(layout.item)  # what it names is going
         raise
-    return item, sum(written) + len(document)
+    size = sum(written) + len(document)
+    return Committed(item=item, bytes_written=size, thumbnail=picture)
 
 
 def _has_rows(data: bytes, rows: Iterable[ManifestRow]) -> bool:

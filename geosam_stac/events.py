@@ -1,4 +1,4 @@
-"""Typed progress messages. Libraries emit them through a `Sink`; only the CLI draws them."""
+"""Typed progress messages. Libraries emit them through a `Sink`; only the edges draw them."""
 
 from __future__ import annotations
 

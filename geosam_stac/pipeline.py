@@ -144,22 +144,23 @@ def _encode(job: Job, recorded: dict[str, Done]) -> EncodeResult:
     session, scene = job.session, job.scene
     run = _SceneRun(job, recorded=recorded, part=WHOLE)
     outcome = run.run()
-    item, size = commit(outcome, job.store, run.journal)
+    done = commit(outcome, job.store, run.journal)
     run.journal.drop()
     href = job.store.href(job.layout.item)
     session.sink(SceneFinished(scene_id=scene.id, href=href))
     return EncodeResult(
-        item=item,
+        item=done.item,
         href=href,
         chips_encoded=len(run.rows) - run.resumed,
         chips_resumed=run.resumed,
         chips_skipped=len(run.skipped),
         chips_failed=0,
         bytes_read=outcome.bytes_read,
-        bytes_written=run.bytes_written + size,
+        bytes_written=run.bytes_written + done.bytes_written,
         seconds=run.seconds(),
         busy=outcome.busy,
         retries=session.retries.take(),
+        thumbnail=done.thumbnail,
     )
 
 

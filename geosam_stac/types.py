@@ -1,6 +1,6 @@
 """The vocabulary that every module shares: frozen, keyword-only dataclasses.
 
-Imports no torch, no rasterio and nothing of the project but `errors`.
+Imports no torch, no rasterio and nothing of the project but `errors` and `cards`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
+
+from geosam_stac import cards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -321,7 +323,8 @@ class EncodeResult:
     `bytes_written` what went to the output; `seconds` by stage (busy time, summed over threads)
     plus `total` (wall time); `busy` by stage: which fraction of the time, 0 to 1, its threads were
     at work while all stages ran. The one that was busiest has set the pace.
-    `retries`: what was tried again, by kind (read, header, write, ...).
+    `retries`: what was tried again, by kind (read, header, write, ...). `thumbnail`: the PNG beside
+    the Item; None where an earlier run has written it.
     """
 
     item: pystac.Item
@@ -335,6 +338,35 @@ class EncodeResult:
     seconds: Mapping[str, float]
     busy: Mapping[str, float]
     retries: Mapping[str, int] = field(default_factory=dict)
+    thumbnail: bytes | None = None
+
+    def __repr__(self) -> str:
+        return cards.plain(self.item.id, self._facts())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; nothing is read for it."""
+        return cards.card(self.item.id, self._facts(), png=self.thumbnail)
+
+    def _facts(self) -> dict[str, object]:
+        chips = {
+            "encoded": self.chips_encoded,
+            "there already": self.chips_resumed,
+            "skipped": self.chips_skipped,
+            "failed": self.chips_failed,
+        }
+        said = self.item.properties
+        facts: dict[str, object] = {
+            "model": said.get("mlm:name"),
+            "weights": said.get("geosam:weights"),
+            "CRS": said.get("proj:code"),
+            "chips": ", ".join(f"{count:,} {name}" for name, count in chips.items() if count),
+            "read": cards.megabytes(self.bytes_read),
+            "written": cards.megabytes(self.bytes_written),
+            "time": f"{self.seconds.get('total', 0):,.1f} s",
+        }
+        if self.retries:
+            facts["tried again"] = ", ".join(f"{n:,} {kind}" for kind, n in self.retries.items())
+        return facts | {"Item": self.href}
 
     @property
     def slowest(self) -> str | None:

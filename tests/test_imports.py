@@ -13,7 +13,7 @@ import pytest
 import geosam_stac
 
 ROOT = Path(geosam_stac.__file__).parent
-BASE = ("errors", "types", "config", "events", "layout", "hrefs", "retry", "raster_errors")
+BASE = ("errors", "cards", "types", "config", "events", "layout", "hrefs", "retry", "raster_errors")
 # Lowest first. A name is a module, or a package with all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("windows", "stages"),
@@ -32,8 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "budget",
         "pca",
         "mosaic",
-        "cards",
         "claims",
+        "bars",
     ),
     ("kept_files", "source_tiles"),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),
@@ -45,14 +45,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("catalog",),
     ("store",),
     ("preview", "verification"),
-    ("report", "repair"),
+    ("figures", "report", "repair"),
+    ("webmap",),
+    ("views",),
     ("scale",),
     ("api", "cli"),
     ("__main__",),
 )
 # Which of the base modules another base module may use: `errors` is the root.
 BASE_ORDER = (
-    *("errors", "types", "hrefs", "config", "events", "layout", "retry", "raster_errors"),
+    *("errors", "cards", "types", "hrefs", "config", "events", "layout", "retry", "raster_errors"),
 )
 
 

@@ -62,7 +62,7 @@ def finalize_scene(
             if item is None:
                 raise
         else:
-            item, _ = commit(outcome, store, journal)
+            item = commit(outcome, store, journal).item
     store.delete_tree(layout.journal)
     store.delete_tree(layout.parts)
     return item, store.href(layout.item)
