@@ -203,6 +203,14 @@ class _Finalizer:
         first = entries[0]
         if first.href is not None:
             return first.href
+        ids = sorted({entry.item_id for entry in entries if entry.item_id is not None})
+        if len(ids) > 1:
+            raise DataError(
+                "machines of several kinds made parts of one scene, and these do not match",
+                item=name,
+                got=", ".join(ids),
+                hint="Give --precision, so that all compute alike",
+            )
         source = self._works[number].source
         assert source is not None and first.item_id is not None
         _, href = finalize_scene(

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from geosam_stac.errors import ConfigurationError, DataError, UsageError
+from geosam_stac.errors import EXIT_PARTIAL, ConfigurationError, DataError, UsageError
 
 NAME = "geosam-stac"
 # The user of docker/Dockerfile.
@@ -172,7 +172,8 @@ def _failure_rules(container: str, *, indexed: bool) -> list[dict[str, Any]]:
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
     }
     if not indexed:
-        return [ignored, exits("FailJob", *everyone, DataError.exit_code)]
+        # Partly done is done, as far as another try goes: failed.ndjson names the rest.
+        return [ignored, exits("FailJob", *everyone, EXIT_PARTIAL, DataError.exit_code)]
     return [ignored, exits("FailJob", *everyone), exits("FailIndex", DataError.exit_code)]
 
 

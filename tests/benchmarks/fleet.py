@@ -45,15 +45,18 @@ def simulate(
     """One run. `rate` in chips/s of a worker; `lost_per_hour` of one worker."""
     source = random.Random(seed)
     shards = workers * shards_per_worker
-    waiting = [chips // shards + (number < chips % shards) for number in range(shards)]
-    waiting = [left for left in waiting if left]
-    waiting.reverse()
+    sizes = [chips // shards + (number < chips % shards) for number in range(shards)]
+    # When a shard can be begun, and how many of its chips are left.
+    waiting = [(0.0, left) for left in sizes if left]
     free = [0.0] * workers
-    heapq.heapify(free)
     paid_s = end_s = 0.0
     while waiting:
         now = heapq.heappop(free)
-        left = waiting.pop()
+        begins, left = waiting[0]
+        if begins > now:  # not lost yet: this worker waits, and others may come before it
+            heapq.heappush(free, begins)
+            continue
+        heapq.heappop(waiting)
         needed = start_s + left / rate
         lost = source.expovariate(lost_per_hour / 3600) if lost_per_hour else float("inf")
         ran = min(needed, lost)
@@ -63,7 +66,7 @@ def simulate(
         if lost < needed:
             done = max(0.0, (lost - start_s) * rate)
             kept = max(0, int(done) - IN_FLIGHT_CHIPS) if resume == "chip" else 0
-            waiting.append(left - min(kept, left - 1))
+            heapq.heappush(waiting, (now + ran, left - min(kept, left - 1)))
     useful_s = chips / rate
     return Outcome(
         makespan_h=end_s / 3600, paid_h=paid_s / 3600, wasted_fraction=1 - useful_s / paid_s
