@@ -11,15 +11,17 @@ from tests import fakes
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--run-long", action="store_true", help="run the tests marked long, too")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--run-slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: takes more than a minute; run with --run-slow")
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skip)
+    for name, why in (("slow", "takes more than a minute"), ("long", "takes minutes")):
+        if config.getoption(f"--run-{name}"):
+            continue
+        skip = pytest.mark.skip(reason=f"{name}: {why}; run with --run-{name}")
+        for item in items:
+            if item.get_closest_marker(name):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

@@ -366,7 +366,7 @@ def test_polygons_lie_where_rasterio_puts_the_mask(model, encoded, case, tmp_pat
 # --- Whole models ------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES[:2], ids=lambda family: family.model)
 def test_whole_models(family, tmp_path):
     model = prepared(family, whole=True)
