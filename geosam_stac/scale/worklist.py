@@ -16,7 +16,7 @@ from geosam_stac.hrefs import find_secret
 from geosam_stac.sources.itemfiles import item_line
 from geosam_stac.storage import Store
 
-FOLDER = "work"
+FOLDER = "runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class WorkList:
 
 
 def freeze(items: Iterable[pystac.Item], store: Store) -> WorkList:
-    """Write Items as ndjson to `work/<digest>.ndjson`, sorted by collection and id.
+    """Write Items as ndjson to `runs/<digest>.ndjson`, sorted by collection and id.
 
     The same Items make the same bytes in whatever order they come, and so the same name: freezing
     again changes nothing.

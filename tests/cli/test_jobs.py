@@ -94,7 +94,7 @@ def test_the_same_work_has_the_same_name(cli, items, s3_bucket):
         for text in (first, render("--stride", 9))
     }
     assert len(names) == 2
-    assert len(Store(f"{s3_bucket}/x").keys("work")) == 1
+    assert len(Store(f"{s3_bucket}/x").keys("runs")) == 1
 
 
 @pytest.mark.parametrize(

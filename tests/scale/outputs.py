@@ -16,7 +16,7 @@ def contents(out: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
-        if not path.is_file() or name.startswith(("work/", "index/")) or path.name in UNEQUAL:
+        if not path.is_file() or name.startswith(("runs/", "index/")) or path.name in UNEQUAL:
             continue
         if path.suffix == ".json" and path.stem == path.parent.name:
             document = json.loads(path.read_text())

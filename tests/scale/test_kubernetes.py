@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "kubernetes"
 STATIC = ROOT / "docker" / "kubernetes"
 DIGEST = "ghcr.io/example/geosam-stac@sha256:" + "0" * 64
-ITEMS = "s3://BUCKET/features/work/DIGEST.ndjson"
+ITEMS = "s3://BUCKET/features/runs/DIGEST.ndjson"
 OPTIONS = ("--items", ITEMS, "--model", "sam2.1-hiera-base-plus", "--out", "s3://BUCKET/features")
 PLAIN = {
     "name": "geosam-stac",
