@@ -43,7 +43,7 @@ def test_encoders_need_no_raster_library() -> None:
 @pytest.mark.slow  # builds SAM ViT-B, and encodes ten chips with two of its blocks
 def test_the_benchmark_of_encoders() -> None:
     printed = run(
-        "import runpy\n"
+        "import runpy, sys\n"
         "sys.argv = ['encoder.py', '--device', 'cpu', '--small', '--model', 'sam-vit-base']\n"
         "sys.path.insert(0, 'tests/benchmarks')\n"
         "runpy.run_path('tests/benchmarks/encoder.py', run_name='__main__')\n"
