@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import pystac
@@ -204,16 +205,80 @@ def test_shapes_are_unsigned_and_say_where_they_were_seen(catalog, collection):
     assert about["verified"] is not ("unverified" in about)
 
 
+def recorded(catalog, path):
+    """Whether the file holds a real Item of this catalog's API."""
+    about = json.loads(path.read_text("utf-8"))["_shape"]
+    return path.name.startswith(f"{catalog}.") and about["verified"]
+
+
 def test_profiles_stand_on_recorded_items():
-    """Each API has a real Item among its shapes, but for two of which none was found."""
-    recorded = {
+    """Each API has a real Item among its shapes; of swissimage-dop10 itself none was found."""
+    profiled = {
         catalog
         for catalog, collection in entries()
-        if json.loads((SHAPES / f"{catalog}.{collection}.item.json").read_text("utf-8"))["_shape"][
-            "verified"
-        ]
+        if recorded(catalog, SHAPES / f"{catalog}.{collection}.item.json")
     }
-    assert set(NAMES) - recorded == {"brazil-data-cube", "swisstopo"}
+    assert set(NAMES) - profiled == {"swisstopo"}
+    for name in NAMES:
+        assert any(recorded(name, path) for path in SHAPES.glob("*.item.json")), name
+
+
+OTHERS = [
+    ("brazil-data-cube", "prec_merge_daily-1", {}),
+    # Version 1 of the API renamed the field; the record is of 0.9.
+    ("swisstopo", "ch.swisstopo.pixelkarte-farbe-pk200.noscale", {"gsd": "eo:gsd"}),
+]
+
+
+@pytest.mark.parametrize(("catalog", "collection", "renamed"), OTHERS)
+def test_a_record_of_another_collection_shows_the_api_s_own_fields(catalog, collection, renamed):
+    """What the profiled collections' shapes say of links, hosts and files, the API does say."""
+    profile, record = load_profile(catalog), shape(catalog, collection)
+    assert collection not in profile.collections
+    assert profile_of(record) is None
+    hosts = {urlsplit(link.target).hostname for link in record.links}
+    hosts |= {urlsplit(asset.href).hostname for asset in record.assets.values()}
+    assert hosts <= set(profile.hosts)
+    root = profile.url.rsplit("/", 1)[0] + "/"
+    assert all(link.target.startswith(root) for link in record.links)
+    fields = {"href", "type", "roles", "eo:bands"}  # eo:bands is written by band, not by API
+    fields |= {key for asset in record.assets.values() for key in asset.extra_fields}
+    for _, own in (entry for entry in entries() if entry[0] == catalog):
+        item = shape(catalog, own)
+        assert {link.rel for link in item.links} <= {link.rel for link in record.links}
+        said = {key for asset in item.assets.values() for key in asset.extra_fields}
+        assert {renamed.get(key, key) for key in said} <= fields
+        # Neither gives a grid: it is read from the files.
+        for key in ("proj:shape", "proj:transform"):
+            assert key not in said | set(item.properties) | fields | set(record.properties)
+
+
+def test_swisstopo_s_assets_are_named_by_their_files():
+    """The presets' patterns rest on it: a key is the end of its href, and tells the pixel size."""
+    for collection in (
+        "ch.swisstopo.pixelkarte-farbe-pk200.noscale",
+        "ch.swisstopo.swissimage-dop10",
+    ):
+        for key, asset in shape("swisstopo", collection).assets.items():
+            assert asset.href == (
+                f"https://data.geo.admin.ch/{collection}/{shape('swisstopo', collection).id}/{key}"
+            )
+
+
+def test_the_data_cube_s_items_say_nodata_band_by_band():
+    item = shape("brazil-data-cube", "S2-16D-2")
+    said = {
+        name: (band.dtype, band.nodata, band.scale)
+        for name in ("B04", "NDVI", "SCL")
+        for band in select_bands(item, [name])
+    }
+    assert said == {
+        "B04": ("int16", 0.0, 1e-4),
+        "NDVI": ("int16", -9999.0, 1e-4),
+        "SCL": ("uint8", 0.0, 1.0),
+    }
+    entry = load_profile("brazil-data-cube").collections["S2-16D-2"]
+    assert (entry.dtype, entry.nodata) == (None, None)
 
 
 def test_a_profile_s_range_is_that_of_the_recorded_scale_and_offset():
