@@ -290,12 +290,17 @@ class EncodeConfig:
         if self.format != "pt":
             return
         # What a .pt file says must open in Geo-SAM.
-        for name, value in (("feature_dtype", "int8"), ("levels", "embedding")):
-            if getattr(self, name) == value:
-                raise UsageError(
-                    f"{_flag(name)} {value} needs --format safetensors: Geo-SAM, which reads .pt, "
-                    "has no use for it"
-                )
+        if self.feature_dtype == "int8":
+            raise UsageError(
+                "--feature-dtype int8 needs --format safetensors: Geo-SAM, which reads .pt, knows "
+                "no scales"
+            )
+        if self.levels == "embedding":
+            raise UsageError(
+                "--levels embedding needs --format safetensors: Geo-SAM, which reads .pt, cannot "
+                "prompt SAM 2 or SAM 3 without the other levels",
+                hint="For a sam-vit model leave --levels out: the embedding is all that it has",
+            )
 
     def _check_bands(self) -> None:
         if self.bands is None:

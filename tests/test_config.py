@@ -68,6 +68,7 @@ def digest(options: dict) -> str:
         ({"feature_dtype": "float61"}, "Did you mean float16"),
         ({"feature_dtype": "int8"}, "--feature-dtype int8 needs --format safetensors"),
         ({"levels": "embedding"}, "--levels embedding needs --format safetensors"),
+        ({"levels": "embedding", "model": "sam-vit-base"}, "leave --levels out: the embedding is"),
         ({"levels": "embeddings", "format": "safetensors"}, "Did you mean embedding"),
         ({"format": "safetensor"}, "Did you mean safetensors"),
         ({"format": "npz"}, "expected pt"),

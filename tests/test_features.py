@@ -521,6 +521,14 @@ def test_as_pt():
     assert metadata == from_pt(pt)[1]
     assert tensors["image_embed"].dtype == torch.float16
     assert relative_error(tensors["image_embed"], features.tensors["image_embed"]) < 0.01
+    # What float16 cannot hold stays a float32.
+    features.tensors["high_res_feats_0"][0, 0, 0] = 70_000
+    large = from_pt(as_pt(to_safetensors(features, spec=SAM2, dtype="int8")))[0]
+    assert {tensor.dtype for tensor in large.values()} == {torch.float32}
+    assert float(large["high_res_feats_0"].max()) == pytest.approx(70_000)
+    for dtype in ("float32", "bfloat16"):
+        tensors, _ = from_pt(as_pt(to_safetensors(features, spec=SAM2, dtype=dtype)))
+        assert tensors["image_embed"].dtype == getattr(torch, dtype)
     with pytest.raises(DataError, match="no use to Geo-SAM"):
         as_pt(to_safetensors(make_features(EMBEDDING), spec=EMBEDDING))
     assert read(as_pt(to_safetensors(make_features(SAM), spec=SAM)))[1].feature_kind == "sam"

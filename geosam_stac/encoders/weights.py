@@ -62,8 +62,12 @@ def load_weights(
     """
     # Read first: a wrong file is told before a large model is built.
     state = None if weights.path is None else read_state(weights, unwrap)
-    if state is not None and convert is not None:
-        state = convert(state)
+    if state is not None:
+        # As it lies in the file: what tells models apart may have no place in the one asked for.
+        if identify(state) not in (None, weights.entry):
+            raise _wrong_model(weights, state)
+        if convert is not None:
+            state = convert(state)
     with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
         if weights.seed is not None:
             torch.manual_seed(weights.seed)
@@ -154,7 +158,7 @@ def identify(state: StateDict) -> ModelEntry | None:
     """The model that a state dict is of, by its first stage, its blocks and its extra keys."""
     for family, trunk, patch_name, blocks in _TRUNKS:
         patch = state.get(f"{trunk}{patch_name}.weight")
-        if patch is None:
+        if patch is None or patch.ndim == 0:
             continue
         block = re.compile(re.escape(f"{trunk}{blocks}.") + r"(\d+)\.")
         depth = len({match[1] for key in state if (match := block.match(key))})

@@ -118,16 +118,18 @@ def is_whole(data: bytes) -> bool:
     return True
 
 
-def as_pt(data: bytes, *, dtype: str = "float16") -> bytes:
+def as_pt(data: bytes) -> bytes:
     """A feature file of either format as Geo-SAM's `.pt`; one that is a `.pt` already, untouched.
+
+    The dtype stays what it was. Geo-SAM's engine knows no scales: int8 becomes float16, which
+    encode writes by default, or float32 where a value is beyond float16's 65504.
 
     Raises
     ------
     DataError
-        The file cannot be read, holds the embedding of a model alone whose decoder needs more, or
-        a value that does not fit `dtype`.
+        The file cannot be read, or holds the embedding of a model alone whose decoder needs more.
     """
     if data.startswith(ZIP_MAGIC):
         return data
     tensors, metadata = from_safetensors(data)
-    return pack_pt(tensors, metadata, dtype=dtype)
+    return pack_pt(tensors, metadata)

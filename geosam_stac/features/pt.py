@@ -74,8 +74,15 @@ def to_pt(features: Features, *, spec: EncoderSpec, dtype: str = "float16") -> b
     )
 
 
-def pack_pt(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata, *, dtype: str) -> bytes:
-    """What another format held, as a `.pt` file; DataError where that lacks a level or range."""
+def pack_pt(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata) -> bytes:
+    """What another format held, as a `.pt` file in the same dtype, but for int8 (see `as_pt`).
+
+    DataError where a level is lacking that Geo-SAM's decoder needs.
+    """
+    dtype = metadata.dtype or ""
+    if dtype not in DTYPES:
+        largest = max(float(tensor.abs().amax()) for tensor in tensors.values())
+        dtype = "float16" if largest <= torch.finfo(torch.float16).max else "float32"
     cast = {
         name: finite(name, tensor, dtype, chip=metadata.chip_id) for name, tensor in tensors.items()
     }

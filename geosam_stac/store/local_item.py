@@ -12,7 +12,7 @@ import pystac
 import shapely.geometry
 
 from geosam_stac import hrefs
-from geosam_stac.features import DTYPES, FORMATS
+from geosam_stac.features import FORMATS
 from geosam_stac.footprint import footprint_wgs84
 from geosam_stac.grid import crop
 from geosam_stac.item import SHA256_MULTIHASH, rounded
@@ -34,12 +34,13 @@ class Part:
     """What was copied.
 
     `windows`: of the chips, in px of the scene's grid; None for all of them. `format`: of the
-    feature files. `chips`, `skipped`: how many rows the two tables have. `files`: name -> content
-    of what lies beside the Item.
+    feature files; `dtype`: of their tensors, "" where it stays. `chips`, `skipped`: how many rows
+    the two tables have. `files`: name -> content of what lies beside the Item.
     """
 
     windows: Sequence[Window] | None
     format: str
+    dtype: str
     chips: int
     skipped: int
     files: Mapping[str, bytes]
@@ -65,8 +66,8 @@ def local_item(scene: FeatureItem, part: Part, *, href: str) -> pystac.Item:
         "geosam:chips_skipped": part.skipped,
         "geosam:format": part.format,
     }
-    if part.format == "pt" and item.properties.get("geosam:dtype") not in DTYPES:
-        item.properties["geosam:dtype"] = "float16"
+    if part.dtype:
+        item.properties["geosam:dtype"] = part.dtype
     if part.windows is not None:
         _narrow(item, scene, part.windows)
     item.links = _links(scene, href, "run.json" in part.files)

@@ -118,6 +118,15 @@ class FeatureItem:
         """The model that encoded it; ConfigurationError where this version knows it not."""
         return find_model(str(self.item.properties["mlm:name"]))
 
+    @property
+    def feature_names(self) -> list[str]:
+        """The tensors that each chip has, as the Item says; empty where it does not say."""
+        said = self.item.properties.get("geosam:features")
+        entries = said if isinstance(said, list) else []
+        return [
+            str(entry["name"]) for entry in entries if isinstance(entry, dict) and "name" in entry
+        ]
+
     @functools.cached_property
     def manifest(self) -> gpd.GeoDataFrame:
         """One row a chip with a feature, in the scene's CRS; columns as `manifest.COLUMNS`.

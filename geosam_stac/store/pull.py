@@ -22,7 +22,7 @@ from geosam_stac import manifest as manifests
 from geosam_stac.crew import Channel, Crew
 from geosam_stac.errors import DataError, UsageError
 from geosam_stac.events import ChipDone, SceneFinished, SceneStarted, Sink, ignore
-from geosam_stac.features import DTYPES, FORMATS, HIGH_RES_PREFIX, as_pt
+from geosam_stac.features import DTYPES, FORMATS, IMAGE_EMBED, as_pt, read
 from geosam_stac.layout import sanitize
 from geosam_stac.storage import Store
 from geosam_stac.store.chip import StoredChip
@@ -37,6 +37,7 @@ FETCHERS = 8
 # "<item id>.json" must stay below the 255 bytes that file systems allow for one name.
 _MAX_ID_LENGTH = 240
 _RECORD = ".pulled.ndjson"
+_WIDEST_FIRST = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,10 @@ def _check_format(scene: FeatureItem, format: str) -> None:
             item=scene.item.id,
             hint="Encode with --format safetensors",
         )
-    names = [str(tensor.get("name")) for tensor in properties.get("geosam:features", [])]
-    needs_levels = scene.model.family != "sam"
-    if format == "pt" and needs_levels and not any(n.startswith(HIGH_RES_PREFIX) for n in names):
+    names = scene.feature_names
+    needed = {output.name for output in scene.model.outputs}
+    # An Item that does not say is taken as whole: the first chip would say otherwise.
+    if format == "pt" and names and not needed <= set(names):
         raise DataError(
             "Geo-SAM cannot use these features: its decoder needs the high-resolution levels, and "
             "they were left out",
@@ -136,12 +138,16 @@ def _check_format(scene: FeatureItem, format: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Got:
-    """A chip that is there: sha256 (hex) of what was fetched, and of the file that it became."""
+    """A chip that is there: sha256 (hex) of what was fetched, and of the file that it became.
+
+    `dtype` is of a file whose tensors became others: int8, which Geo-SAM cannot read.
+    """
 
     chip_id: str
     source_sha256: str
     sha256: str
     bytes: int
+    dtype: str = ""
 
 
 class _Record:
@@ -250,8 +256,15 @@ class _Pull:
         data = self.scene.read_object(chip)
         made = self._converted(data, chip)
         self.store.put(key, made)
-        sha256 = hashlib.sha256(made).hexdigest()
-        record.add(_Got(chip_id=chip.id, source_sha256=chip.sha256, sha256=sha256, bytes=len(made)))
+        record.add(
+            _Got(
+                chip_id=chip.id,
+                source_sha256=chip.sha256,
+                sha256=hashlib.sha256(made).hexdigest(),
+                bytes=len(made),
+                dtype=self._new_dtype(made),
+            )
+        )
         with self.lock:
             self.bytes_read += len(data)
             self.bytes_written += len(made)
@@ -266,16 +279,19 @@ class _Pull:
     def _converted(self, data: bytes, chip: StoredChip) -> bytes:
         if self.format != "pt":
             return data
-        dtype = str(self.scene.item.properties.get("geosam:dtype"))
         try:
-            # Geo-SAM's engine knows no scales: int8 becomes what encode writes by default.
-            return as_pt(data, dtype=dtype if dtype in DTYPES else "float16")
+            return as_pt(data)
         except DataError as error:
             raise error.at(
                 item=self.scene.item.id,
                 chip=chip.id,
                 href=self.scene.folder.href(chip.feature_href),
             ) from error.__cause__
+
+    def _new_dtype(self, made: bytes) -> str:
+        if self.format != "pt" or self.scene.item.properties.get("geosam:dtype") in DTYPES:
+            return ""
+        return str(read(made)[0][IMAGE_EMBED].dtype).removeprefix("torch.")
 
     def _tell(self, chip: StoredChip, outcome: str, size: int = 0) -> None:
         self.sink(
@@ -294,6 +310,7 @@ class _Pull:
         chips = [scene.chip_of_row(row) for row in self.rows]
         frame = scene.manifest.iloc[self.rows].copy()
         got = [record.got[chip.id] for chip in chips]
+        dtypes = {one.dtype for one in got}
         local = [self._local(chip) for chip in chips]
         frame["feature_href"] = local
         frame["feature_path"] = [self.store.href(self._key(name)) for name in local]
@@ -313,6 +330,8 @@ class _Pull:
             Part(
                 windows=None if self.area is None else [chip.window for chip in chips],
                 format=self.format,
+                # The widest, where one chip needed more than float16 holds.
+                dtype=next((name for name in _WIDEST_FIRST if name in dtypes), ""),
                 chips=len(frame),
                 skipped=len(skipped),
                 files=files,

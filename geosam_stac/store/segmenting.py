@@ -77,8 +77,7 @@ def check_levels(scene: FeatureItem) -> None:
 
     Told before weights are loaded: the decoder would say it, too.
     """
-    said = scene.item.properties.get("geosam:features") or []
-    names = [str(tensor.get("name")) for tensor in said if isinstance(tensor, Mapping)]
+    names = scene.feature_names
     needed = [output.name for output in scene.model.outputs]
     if names and not set(needed) <= set(names):
         raise DataError(

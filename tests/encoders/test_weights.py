@@ -142,6 +142,18 @@ def test_other_size_and_version(tiny_file: Path, sam_file: Path) -> None:
     assert "looks like a sam-vit-base" in refusal(find_model("sam-vit-large"), sam_file)
 
 
+def test_sam2_and_sam_files_for_sam3(tiny_file: Path, sam_file: Path, tmp_path: Path) -> None:
+    """By what lies in the file, before sam3's names are looked for, and before it is built."""
+    entry = find_model("sam3")
+    assert "looks like a sam2.1-hiera-tiny" in refusal(entry, tiny_file)
+    text = refusal(entry, sam_file)
+    assert "looks like a sam-vit-base" in text
+    assert "--model sam-vit-base, or a checkpoint of sam3" in text
+    path = tmp_path / "scalar.pt"
+    torch.save({"image_encoder.trunk.patch_embed.proj.weight": torch.tensor(1.0)}, path)
+    assert "no model that is known here" in refusal(TINY, path)
+
+
 def test_state_that_lacks_tensors(tiny_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     state = dict(tiny_state)
     del state["no_mem_embed"]

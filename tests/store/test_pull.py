@@ -16,7 +16,7 @@ from geosam_stac import features as files
 from geosam_stac.errors import DataError, Interrupted, TemporaryError, UsageError
 from geosam_stac.store.objects import ObjectFolder
 from geosam_stac.store.opened import FeatureItem
-from tests import rasters, stac_schemas
+from tests import fakes, rasters, stac_schemas
 from tests.servers import (
     s3_endpoint,  # noqa: F401  (a fixture)
     use_s3,
@@ -223,6 +223,45 @@ def test_what_cannot_be(encoded, pixels, tmp_path):
         gs.pull(path, tmp_path, format="safetensors")
     with pytest.raises(UsageError, match="--format is unknown"):
         gs.pull(path, tmp_path, format="npz")
+
+
+def test_int8_beyond_float16(encoded, pixels, tmp_path, monkeypatch):
+    """One chip holds more than float16 can: it becomes float32, and the Item says so."""
+    encode = fakes.FakeEncoder.encode
+
+    def larger(self, chips, content_px):
+        return {name: 300 * tensor for name, tensor in encode(self, chips, content_px).items()}
+
+    pixels = pixels // 2
+    pixels[:, :48, :48] = 250  # 75,000 in the first chip, at most 38,100 far from it
+    monkeypatch.setattr(fakes.FakeEncoder, "encode", larger)
+    scene = gs.open_features(encoded(pixels, format="safetensors", feature_dtype="int8"))
+    result = gs.pull(scene, tmp_path / "here")
+    frame = check(result, 12)
+    found = [files.read(Path(path).read_bytes())[0] for path in frame.feature_path]
+    assert found[0]["image_embed"].dtype == torch.float32
+    assert found[-1]["image_embed"].dtype == torch.float16
+    assert float(found[0]["image_embed"].max()) == pytest.approx(75_000, rel=0.01)
+    assert result.item.properties["geosam:dtype"] == "float32"
+    # Pulled again, it is what it was.
+    assert gs.pull(scene, tmp_path / "here").item.properties["geosam:dtype"] == "float32"
+
+
+@pytest.mark.parametrize("said", [None, "image_embed", ["image_embed"], [{}], []])
+def test_an_item_that_does_not_say_which_tensors(encoded, pixels, tmp_path, said):
+    path = encoded(pixels)
+    item = pystac.Item.from_file(path)
+    del item.properties["geosam:features"]
+    if said is not None:
+        item.properties["geosam:features"] = said
+    check(gs.pull(item, tmp_path / "here"), 12)
+
+
+def test_an_item_that_does_not_say_that_levels_are_left_out(encoded, pixels, tmp_path):
+    item = pystac.Item.from_file(encoded(pixels, format="safetensors", levels="embedding"))
+    del item.properties["geosam:features"]
+    with pytest.raises(DataError, match=r"without their high-resolution levels.*chip_0000"):
+        gs.pull(item, tmp_path / "here")
 
 
 def test_an_id_from_a_stranger(encoded, pixels, tmp_path):
