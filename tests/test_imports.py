@@ -141,6 +141,20 @@ def test_imports_run_downwards(module):
             assert _layer(other) < _layer(module), f"{module} imports {other}"
 
 
+def test_no_command_imports_in_a_circle():
+    """In functions too: who imports first would decide what works."""
+    below = {
+        module: {name for name in _ours(_imports(path)) if name.startswith("cli.")}
+        for module, path in MODULES.items()
+        if module.startswith("cli.")
+    }
+    # Kahn's algorithm: what nobody in the rest needs is taken away, until nothing is left.
+    while ends := [module for module, names in below.items() if not names & set(below)]:
+        for module in ends:
+            del below[module]
+    assert below == {}
+
+
 ONLY = {
     "torch": ("encoders", "features", "store"),
     "torchvision": ("encoders",),

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from geosam_stac.cli import console
-from geosam_stac.cli.encode import each, publisher_of, result_document
 from geosam_stac.cli.inputs import Inputs, Work
 from geosam_stac.cli.options import InForce
 from geosam_stac.cli.plan_text import chips_text
 from geosam_stac.cli.sessions import opened
+from geosam_stac.cli.tally import each, publisher_of, result_document
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.encode import publisher_of
 from geosam_stac.cli.guard import failed
 from geosam_stac.cli.inputs import FATAL, Inputs, Work, takes_inputs
 from geosam_stac.cli.options import NO_METAVAR, InForce, takes_config
 from geosam_stac.cli.plan_text import count_text
 from geosam_stac.cli.sessions import opened
+from geosam_stac.cli.tally import FAILED, publisher_of
 from geosam_stac.errors import (
     EXIT_PARTIAL,
     DataError,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from geosam_stac.scale.work import UnitResult
     from geosam_stac.session import Session
 
-FAILED = "failed.ndjson"
 POLL_S = 15.0
 
 
