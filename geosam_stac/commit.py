@@ -37,7 +37,8 @@ _NO_ITEM = (pystac.STACError, pystac.STACTypeError)
 class Machine:
     """What a scene was encoded on, and with whose weights.
 
-    `sources` says where each option that was given came from. `model_href` is where the published
+    `sources` says where each option that was given came from, `inputs` what the scenes were
+    asked for by. `model_href` is where the published
     weights lie; None for random ones, and for a file of the user's own.
     """
 
@@ -46,6 +47,8 @@ class Machine:
     batch_size: int
     sources: Mapping[str, str]
     model_href: str | None
+    # A part that an earlier version wrote has none.
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, session: Session) -> Machine:
@@ -55,6 +58,7 @@ class Machine:
             precision=session.precision,
             batch_size=session.batch_size,
             sources=dict(session.config_sources),
+            inputs=dict(session.inputs),
             model_href=session.entry.url if session.weights.upstream else None,
         )
 
@@ -267,5 +271,6 @@ def _run_document(outcome: Outcome, created: datetime) -> bytes:
             "retries": dict(outcome.retries),
         },
         sources=machine.sources,
+        inputs=machine.inputs,
         created=created,
     )

@@ -42,9 +42,12 @@ def run_document(
     config: Mapping[str, Any],
     facts: Mapping[str, Any],
     sources: Mapping[str, str] | None,
+    inputs: Mapping[str, Any] | None = None,
     created: datetime,
 ) -> bytes:
     """`run.json`: the config in force (and where each option came from), facts, environment.
+
+    `inputs` says by what the scenes were asked for: the search, the file or the names of Items.
 
     Hrefs in the config are written unsigned: a checkpoint's URL may hold a key.
 
@@ -60,6 +63,7 @@ def run_document(
             for name, value in config.items()
         },
         "config_sources": dict(sources or {}),
+        "inputs": dict(inputs or {}),
         "run": dict(facts),
         "environment": {
             "python": platform.python_version(),

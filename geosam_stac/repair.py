@@ -108,7 +108,11 @@ def _open(found: Verification, store: VersionedStore, session_of: SessionOf) -> 
             got=str(error),
             hint="Encode it again with --overwrite, and the options that you know of",
         ) from error
-    return session_of(config, sources)
+    session = session_of(config, sources)
+    # By whom it was asked for does not change with who makes it whole.
+    inputs = run.get("inputs")
+    session.inputs = inputs if isinstance(inputs, dict) else {}
+    return session
 
 
 def _source(item: pystac.Item, session: Session) -> Source:

@@ -98,6 +98,8 @@ class Session:
         self.cache_dir = cache_dir
         self._token = token
         self.config_sources: Mapping[str, str] = {}
+        # Where the scenes come from, unsigned: for run.json, never for the digest.
+        self.inputs: Mapping[str, Any] = {}
         self.entry: ModelEntry = find_model(config.model)
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
@@ -205,6 +207,8 @@ class Session:
             access=self.access,
             retries=self.retries,
             hosts=self.hosts,
+            # Else it is the preset's.
+            of_stored=self.config.expression is None and self.config.index is None,
         )
 
     def access(self, item: pystac.Item) -> Access:

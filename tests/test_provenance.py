@@ -30,6 +30,7 @@ def test_run_document():
     assert datetime.fromisoformat(found["created"]).tzinfo == UTC
     assert found["config"] == {"stride": 512}
     assert found["config_sources"] == {"stride": "environment"}
+    assert found["inputs"] == {}
     assert found["run"] == {"chips": 3}
     assert {"geosam-stac", "torch", "rasterio"} <= set(found["environment"]["software"])
     assert set(found["environment"]) == {"python", "platform", "software"}
@@ -41,6 +42,14 @@ def test_hrefs_are_unsigned():
         "checkpoint": "https://host/w.pt?v=1",
         "bands": ["red"],
     }
+
+
+def test_what_was_asked_for_is_recorded_and_checked():
+    asked = {"search": "https://api/v1", "collection": ["c"], "limit": 3}
+    assert document(inputs=asked)["inputs"] == asked
+    with pytest.raises(GeosamStacError, match="token") as raised:
+        document(inputs={"search": "https://api/v1?token=SECRET"})
+    assert "SECRET" not in str(raised.value)
 
 
 def test_a_secret_that_is_left_is_refused():

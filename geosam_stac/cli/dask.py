@@ -38,6 +38,7 @@ def encode_on_dask(address: str, inputs: Inputs, in_force: InForce, *, json_line
             anonymous=inputs.anonymous_source,
             sources=in_force.sources,
             hosts=session.hosts.typed,
+            inputs=session.inputs,
         )
         with connect(address) as client:
             run = _Run(client, session, list(works), recipe, json_lines=json_lines)

@@ -107,6 +107,8 @@ def source_lines(facts: Mapping[str, Any]) -> list[str]:
     for key, why in facts["not_told"].items():
         reasons.setdefault(why, []).append(key)
     notes = [f"headers not read of {', '.join(keys)}: {why}" for why, keys in reasons.items()]
+    if any(band["offset"] for band in facts["bands"]):
+        notes.append("expressions take stored values; --scaled applies scale and offset")
     lines += _fact_lines([("note", note) for note in notes])
     plan = facts["encode"]
     lines += ["", "A default encode"]

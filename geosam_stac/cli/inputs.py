@@ -29,7 +29,7 @@ from geosam_stac.errors import (
     UsageError,
 )
 from geosam_stac.events import Sink, ignore
-from geosam_stac.hrefs import is_local, to_local_path, unsigned
+from geosam_stac.hrefs import find_secret, is_local, to_local_path, unsigned, without_signatures
 
 if TYPE_CHECKING:
     import pystac
@@ -142,6 +142,11 @@ class Inputs:
             return unsigned(self.search) if self.search else str(self.catalog)
         return unsigned(self.items) if self.items and self.items != "-" else "standard input"
 
+    def as_dict(self) -> dict[str, Any]:
+        """What was given, for `run.json`: unsigned, by the options' names, JSON's types."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _recorded(value) for name, value in given.items() if value}
+
     def profile(self) -> Profile | None:
         """The profile of `--catalog`; ConfigurationError when there is none of that name."""
         if self.catalog is None:
@@ -198,6 +203,16 @@ class Inputs:
             sortby=self.sortby,
             limit=self.limit,
         )
+
+
+def _recorded(value: Any) -> Any:
+    """An option's value without what grants access, wherever in a text it stands."""
+    if isinstance(value, tuple):
+        return [_recorded(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    text = without_signatures(unsigned(value))
+    return text if find_secret(text) is None else "..."
 
 
 SEARCH_FIELDS = ("collection", "ids", "datetime", "filter", "query", "sortby", "limit")

@@ -48,4 +48,5 @@ def opened(
             hosts=hosts,
         ) as session:
             session.config_sources = in_force.sources
+            session.inputs = inputs.as_dict()
             yield session, works

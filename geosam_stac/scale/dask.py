@@ -67,7 +67,8 @@ class Recipe:
     """What a worker opens its Session with. Holds no secret: those are in its own environment.
 
     `catalog`, `signer` and `anonymous` as the options of that name; `sources` says where each
-    option in the config came from; `hosts` are those that the user typed.
+    option in the config came from; `hosts` are those that the user typed; `inputs` what the scenes
+    were asked for by.
     """
 
     config: EncodeConfig
@@ -76,6 +77,7 @@ class Recipe:
     anonymous: bool = False
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hosts: tuple[str, ...] = ()
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def connect(address: str, *, timeout_s: float = 20.0) -> Client:
@@ -326,6 +328,7 @@ def _session(recipe: Recipe) -> Session:
             hosts=hosts,
         )
         session.config_sources = recipe.sources
+        session.inputs = recipe.inputs
         _opened = (recipe, session)
     return _opened[1]
 

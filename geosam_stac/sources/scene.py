@@ -29,6 +29,7 @@ from geosam_stac.sources.guard import Guarded, guard
 from geosam_stac.sources.headers import Header, read_header
 from geosam_stac.sources.hosts import Hosts
 from geosam_stac.sources.items import self_href
+from geosam_stac.sources.unscaled import unscaled_notice
 from geosam_stac.types import Access, Band, Member, PlainAccess, Scene
 
 
@@ -40,6 +41,7 @@ def open_scene(
     access: Callable[[pystac.Item], Access] | None = None,
     retries: Retries | None = None,
     hosts: Hosts | None = None,
+    of_stored: bool = False,
 ) -> Scene:
     """Choose bands and grid of one Item, or of the Items of one mosaic.
 
@@ -60,6 +62,9 @@ def open_scene(
         How the reading of a header is tried again.
     hosts
         Which hosts remote Items may name; default: public ones.
+    of_stored
+        The expression was written for the values as they are stored, as those of the catalog
+        profiles: no notice that they are not scaled.
 
     Raises
     ------
@@ -88,6 +93,12 @@ def open_scene(
     )
     base = _common_grid([_finest(member.bands) for member in members], config, group.id)
     geobox, area, notices = output_grid(base, config, item_id=group.id)
+    if recipe.expression is not None and not (config.scaled or of_stored):
+        found = [
+            unscaled_notice(recipe.expression, member.bands, is_index=config.expression is None)
+            for member in members
+        ]
+        notices += tuple(dict.fromkeys(notice for notice in found if notice is not None))
     first = group.items[0]
     bands = members[0].bands
     return Scene(

@@ -70,6 +70,7 @@ class TestSource:
             "  nir    B08   nir          uint16  0       0.0001  -0.1",
             "5,490 x 5,490 px of 20 m in EPSG:32614",
             "  scl                       uint8   0",
+            "note        expressions take stored values; --scaled applies scale and offset",
             "",
             "A default encode",
             "bands       B04, B03, B02",

@@ -291,3 +291,66 @@ class TestHeaders:
             api_headers(environ)
         assert "hunter2" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+# What run.json says of it
+
+
+def test_what_was_given_is_told_by_its_options_names():
+    asked = Inputs(
+        catalog="earth-search",
+        collection=("a,b",),
+        query=("eo:cloud_cover<10",),
+        filter="platform = 'x'",
+        datetime="2024-03",
+        limit=3,
+        signer="token",
+        anonymous_source=False,
+    )
+    assert asked.as_dict() == {
+        "catalog": "earth-search",
+        "collection": ["a", "b"],
+        "query": ["eo:cloud_cover<10"],
+        "filter": "platform = 'x'",
+        "datetime": "2024-03",
+        "limit": 3,
+        "signer": "token",
+    }
+    assert Inputs(item=("a.json", "-")).as_dict() == {"item": ["a.json", "-"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"search": "https://u:SECRET@api/v1?a=1"}, {"search": "https://api/v1?a=1"}),
+        ({"search": "https://api/v1?token=SECRET"}, {"search": "https://api/v1"}),
+        ({"items": "s3://b/i.json?X-Amz-Signature=SECRET"}, {"items": "s3://b/i.json"}),
+        ({"item": ("https://h/i?sig=SECRET&v=1",)}, {"item": ["https://h/i?v=1"]}),
+        (
+            {"search": "https://api", "filter": "href = 'https://h/a?sig=SECRET'"},
+            {"search": "https://api", "filter": "href = 'https://h/a'"},
+        ),
+        (
+            {"search": "https://api", "ids": ("a;token=SECRET",)},
+            {"search": "https://api", "ids": ["..."]},
+        ),
+    ],
+)
+def test_what_was_given_is_told_unsigned(given, told):
+    assert Inputs(**given).as_dict() == told
+
+
+def test_run_json_names_the_file_and_the_digest_does_not(cli, options, three, tmp_path):
+    done = cli(*options, "--items", three)
+    assert done.code == 3
+    runs = sorted((tmp_path / "out").glob("*/run.json"))
+    assert len(runs) == 2
+    for path in runs:
+        assert json.loads(path.read_text())["inputs"] == {"items": str(three)}
+    first = json.loads(runs[0].read_text())["run"]["config_digest"]
+    again = cli(*options, "--item", tmp_path / "one.json", "--overwrite")
+    assert again.code == 0, again.err
+    (found,) = (tmp_path / "out").glob("one_*/run.json")
+    run = json.loads(found.read_text())
+    assert run["inputs"] == {"item": [str(tmp_path / "one.json")]}
+    assert run["run"]["config_digest"] == first

@@ -228,11 +228,15 @@ def at(command: Runner, path: str, *, password: str = "basic") -> str:
 def test_a_password_in_the_url_of_the_item(command):
     done = command.encode("--item", at(command, "basic/item.json"))
     assert done.code == 0, done.err
-    done = command.encode(
-        "--items", at(command, "basic/items.json"), "--signer", "planetary-computer"
-    )
+    token = quote(SECRETS["old"], safe="")
+    items = at(command, f"basic/items.json?token={token}")
+    done = command.encode("--items", items, "--signer", "planetary-computer")
     assert done.code == 0, done.err
     assert len(done.lines) == 2
+    for line in done.lines:
+        run = json.loads(Path(line).with_name("run.json").read_text())
+        place = f"http://localhost:{command.store.port}/basic/items.json"
+        assert run["inputs"] == {"items": place, "signer": "planetary-computer"}
     written(command)
 
 
