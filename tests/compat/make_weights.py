@@ -37,7 +37,8 @@ def fill_constants(state: dict[str, torch.Tensor], seed: int) -> dict[str, torch
             filled[name] = 0.3 * noise
         elif value.numel() > 1 and bool((value == value.flatten()[0]).all()):
             filled[name] = value + 0.1 * noise
-        elif "output_upscaling" in name and value.ndim == 4:
+        # The latter as transformers names it, for SAM 3.
+        elif ("output_upscaling" in name or "upscale_conv" in name) and value.ndim == 4:
             filled[name] = 4.0 * value
         else:
             filled[name] = value

@@ -136,6 +136,7 @@ def _predict(predictor: Any, prompts: Prompts) -> Masks:
         point_coords=np.array(prompts.points) if prompts.points else None,
         point_labels=np.array(prompts.labels) if prompts.points else None,
         box=None if prompts.box is None else np.array(prompts.box),
+        mask_input=None if prompts.mask is None else prompts.mask[None].numpy(),
         multimask_output=prompts.multimask,
         return_logits=True,
     )
@@ -207,6 +208,7 @@ def sam3_upstream(model: Any, image: np.ndarray) -> Upstream:
             input_points=torch.tensor([[points]]) if points else None,
             input_labels=torch.tensor([[labels]]) if points else None,
             input_boxes=None if box is None else torch.tensor([[box]]),
+            input_masks=None if prompts.mask is None else prompts.mask[None, None],
             multimask_output=prompts.multimask,
         )
         return Masks(logits=out.pred_masks[0, 0], scores=out.iou_scores[0, 0])

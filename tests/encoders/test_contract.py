@@ -17,14 +17,19 @@ from odc.geo.geobox import GeoBox
 from torch import nn
 
 from geosam_stac import features as files
+from geosam_stac.encoders import FAMILIES as REGISTERED
 from geosam_stac.encoders.base import TorchEncoder
 from geosam_stac.encoders.prompts import Prompts, decode
+from geosam_stac.encoders.registry import MODELS
 from geosam_stac.errors import DataError
 from geosam_stac.types import ChipRef, Features, Window
 
 from .families import FAMILIES, Family, Tensors, Upstream, as_pixels, error, scene
 
 FP32, BF16 = 1e-5, 2e-2
+# What a dtype of files costs, features and mask logits alike: twice what was measured, which was
+# 2.1e-4, 1.7e-3 and 7.7e-3 in features, 2.2e-4, 1.8e-3 and 6.5e-3 in masks, at worst.
+STORED = {"float32": 0.0, "float16": 5e-4, "bfloat16": 4e-3, "int8": 0.015}
 # Other batch sizes take other kernels, which add up in another order.
 BATCH = 1e-5
 PROMPTS = (
@@ -33,6 +38,17 @@ PROMPTS = (
     Prompts(box=(100.0, 150.0, 620.0, 580.0)),
     Prompts(points=((400.0, 300.0),), labels=(1,), box=(100.0, 150.0, 620.0, 580.0)),
 )
+MASK = "mask"
+
+
+def prompts_of(case: Case, asked: Prompts | str) -> Prompts:
+    """A mask has the size of the model's own: 10 on a rectangle, -10 off it, with a click."""
+    if isinstance(asked, Prompts):
+        return asked
+    side = 4 * case.family.entry.outputs[0].shape[1]
+    mask = torch.full((side, side), -10.0)
+    mask[side // 4 : side // 2, side // 4 : side // 2] = 10.0
+    return Prompts(points=((400.0, 300.0),), labels=(1,), mask=mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +94,12 @@ def alone(case: Case) -> Tensors:
 @pytest.fixture(scope="module")
 def upstream(case: Case) -> Upstream:
     return case.family.upstream(case.model, case.images[1])
+
+
+def test_every_family_is_listed() -> None:
+    """A new one that is registered and not in `families.py` is told here."""
+    listed = {family.entry.family for family in FAMILIES}
+    assert listed == set(REGISTERED) == {entry.family for entry in MODELS}
 
 
 def test_shapes_dtypes_and_layout(case: Case) -> None:
@@ -130,8 +152,13 @@ def test_parity_in_bf16_and_float16(case: Case, upstream: Upstream) -> None:
         assert 1e-4 < error(tensor, upstream.tensors[name]) < BF16, name
 
 
-@pytest.mark.parametrize("prompts", PROMPTS, ids=["three masks", "two points", "box", "both"])
-def test_parity_of_masks(case: Case, alone: Tensors, upstream: Upstream, prompts: Prompts) -> None:
+@pytest.mark.parametrize(
+    "asked", [*PROMPTS, MASK], ids=["three masks", "two points", "box", "both", "mask"]
+)
+def test_parity_of_masks(
+    case: Case, alone: Tensors, upstream: Upstream, asked: Prompts | str
+) -> None:
+    prompts = prompts_of(case, asked)
     chip = {name: tensor[0] for name, tensor in alone.items()}
     ours = decode(case.family.entry, case.model, chip, prompts)
     theirs = upstream.predict(prompts)
@@ -141,6 +168,11 @@ def test_parity_of_masks(case: Case, alone: Tensors, upstream: Upstream, prompts
     assert ours.scores.shape == ours.logits.shape[:1]
     assert error(ours.logits, theirs.logits) < 1e-4
     assert error(ours.scores, theirs.scores) < 1e-4
+    if asked == MASK:  # it is not without effect
+        without = decode(
+            case.family.entry, case.model, chip, dataclasses.replace(prompts, mask=None)
+        )
+        assert error(ours.logits, without.logits) > 0.01
 
 
 def test_embedding_alone(case: Case, alone: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +189,7 @@ def test_embedding_alone(case: Case, alone: Tensors, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("format", ["pt", "safetensors"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("dtype", STORED)
 def test_files_give_back_what_went_in(case: Case, alone: Tensors, format: str, dtype: str) -> None:
     if (format, dtype) == ("pt", "int8"):
         pytest.skip("Geo-SAM knows no scales")
@@ -180,9 +212,10 @@ def test_files_give_back_what_went_in(case: Case, alone: Tensors, format: str, d
         case.family.entry.checkpoint_name,
     )
     assert metadata.src_shape == metadata.dst_shape == (size, size)
-    tolerance = {"float16": 1e-3, "float32": 0.0, "int8": 0.05}[dtype]
+    limit = STORED[dtype]
     for name, tensor in chip.items():
-        assert error(tensors[name], tensor) <= tolerance, name
+        # Not less than a tenth of the limit, or the file has another dtype than was asked for.
+        assert limit / 10 <= error(tensors[name], tensor) <= limit, name
     masks = decode(case.family.entry, case.model, tensors, PROMPTS[2])
     expected = decode(case.family.entry, case.model, chip, PROMPTS[2])
-    assert error(masks.logits, expected.logits) <= max(20 * tolerance, 0.0)
+    assert limit / 10 <= error(masks.logits, expected.logits) <= limit

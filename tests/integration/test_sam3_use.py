@@ -1,12 +1,13 @@
 """SAM 3 from end to end on the NAIP scene: encoded, opened, pulled, prompted.
 
-With random weights of the whole model: needs transformers (`geosam-stac[sam3]`), 8 GB of memory
-and some minutes of a CPU.
+With random weights of the whole model, built once: needs transformers (`geosam-stac[sam3]`), 3 GB
+of memory and a minute of a CPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import geopandas
@@ -18,6 +19,7 @@ import torch
 import geosam_stac as gs
 from geosam_stac.cli import app
 from geosam_stac.cli.guard import run
+from geosam_stac.encoders import sam3
 
 NAIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "naip"
 ITEM = NAIP / "item.json"
@@ -43,12 +45,34 @@ def call(capsys: pytest.CaptureFixture, *argv: object) -> list[str]:
     return captured.out.splitlines()
 
 
-def test_sam3(tmp_path, capsys):
-    (href,) = call(
-        capsys, "encode", "--item", ITEM, "--model", "sam3", "--checkpoint", "untrained",
+@pytest.fixture
+def built(monkeypatch) -> list[str]:
+    """The model is built once, for whoever asks; who asked."""
+    asked: list[str] = []
+    models: dict[str, torch.nn.Module] = {}
+    build = sam3.load_model
+
+    def once(entry, weights, device):
+        assert weights.seed == 0
+        asked.append(device)
+        if device not in models:
+            models[device] = build(entry, weights, device)
+        return models[device]
+
+    monkeypatch.setattr(sam3, "load_model", once)
+    return asked
+
+
+def test_sam3(tmp_path, capsys, built):
+    encode = (
+        "encode", "--item", ITEM, "--model", "sam3", "--checkpoint", "untrained",
         "--device", "cpu", "--bands", "red,green,blue", "--format", "safetensors",
         "--out", tmp_path / "out",
     )  # fmt: skip
+    (plan,) = map(json.loads, call(capsys, *encode, "--dry-run", "--json"))
+    assert (plan["chips"], plan["chip_px"], plan["stride_px"]) == (1, 1008, 504)
+    assert built == []
+    (href,) = call(capsys, *encode)
     scene = gs.open_features(href)
     (chip,) = scene.chips()
     with rasterio.open(TIF) as source:
@@ -95,3 +119,4 @@ def test_sam3(tmp_path, capsys):
     with rasterio.open(out) as raster:
         assert (raster.shape, raster.transform, raster.crs) == (shape, transform, crs)
         np.testing.assert_array_equal(raster.read() == 1, ours.masks)
+    assert len(built) == 3

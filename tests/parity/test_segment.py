@@ -1,11 +1,12 @@
 """`segment` on cached features against Meta's own predictors on the original pixels.
 
-References: `segment_anything.SamPredictor` (1.0) and `sam2.sam2_image_predictor.SAM2ImagePredictor`
-(1.1), fp32 on the CPU, with the same random weights. IoU of masks: at least 0.999 with float32
-features, 0.99 with float16; cut models here (see `encoders/families.py`), whole ones by --run-slow.
+References: `segment_anything.SamPredictor` (1.0), `sam2.sam2_image_predictor.SAM2ImagePredictor`
+(1.1) and transformers' `Sam3TrackerModel` (5.23), fp32 on the CPU, with the same random weights.
+IoU of masks: at least 0.999 with float32 features, 0.99 with float16; cut models here (see
+`encoders/families.py`), whole ones by --run-long.
 
-Where a chip is smaller than the model's input SAM 2's predictor squeezes it, while Geo-SAM and we
-keep its aspect: there the reference gets the chip padded as we pad it.
+Where a chip is smaller than the model's input SAM 2's and SAM 3's own code squeezes it, while
+Geo-SAM and we keep its aspect: there the reference gets the chip padded as we pad it.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ from geosam_stac.session import Session
 from geosam_stac.store.decoder import Decoder
 from tests import rasters
 from tests.compat.make_weights import fill_constants
-from tests.encoders.families import FAMILIES, Family, scene
+from tests.encoders.families import FAMILIES, Family, sam3_pixels, scene
 
-SIZE = 1024
 LIMITS = {"float32": 0.999, "float16": 0.99}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A scene of one chip: the source's shape, and what encode is asked beside the model."""
+    """A scene of one chip: the source's shape, and what encode is asked beside the model.
+
+    None: as large as the model's input.
+    """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, int] | None
     options: dict[str, Any]
 
 
 CASES = (
-    Case("native", (SIZE, SIZE), {}),
+    Case("native", None, {}),
     Case("small", (300, 420), {}),
     # 10 m at 47 N are 14.7 m of Web Mercator: 450 x 600 px become about 440 x 587.
     Case("reprojected", (450, 600), {"crs": "EPSG:3857", "resolution": 15.0}),
@@ -109,11 +112,15 @@ class Model:
     predictors: dict[bytes, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def size(self) -> int:
+        return self.family.entry.input_px
+
+    @property
     def decoder(self) -> Decoder:
         return Decoder(self.family.entry, self.model)
 
     def encode(self, case: Case, dtype: str, folder: Path) -> Encoded:
-        height, width = case.shape
+        height, width = case.shape or (self.size, self.size)
         image = scene(4, height, width)
         tif = rasters.write_tif(folder / "scene.tif", image.transpose(2, 0, 1), blocksize=128)
         bands = rasters.named_bands("red", "green", "blue")
@@ -164,8 +171,11 @@ def prepared(family: Family, *, whole: bool) -> Model:
     return Model(family, model)
 
 
-@pytest.fixture(scope="module", params=FAMILIES[:2], ids=lambda family: family.model)
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.model)
 def model(request: pytest.FixtureRequest) -> Model:
+    package = request.param.package
+    if package is not None:
+        pytest.importorskip(package)
     return prepared(request.param, whole=False)
 
 
@@ -187,12 +197,12 @@ def encoded(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 def reference(model: Model, chip: Encoded, **prompt: Any) -> tuple[np.ndarray, np.ndarray]:
     """Masks (M, H, W) and scores of the chip's pixels by upstream's predictor."""
-    is_sam = model.family.entry.family == "sam"
+    family = model.family.entry.family
     key = chip.pixels.tobytes()
     if key not in model.predictors:  # upstream encodes each image once
-        model.predictors[key] = (sam_predictor if is_sam else sam2_predictor)(model.model, chip)
+        model.predictors[key] = PREDICTORS[family](model.model, chip)
     predictor = model.predictors[key]
-    if is_sam or chip.shape == (SIZE, SIZE):
+    if family == "sam" or chip.shape == (model.size, model.size):
         masks, scores, _ = predictor.predict(**prompt)
         return masks > 0, scores
     rows, cols = chip.content_px
@@ -224,16 +234,72 @@ def sam2_predictor(model: Any, chip: Encoded) -> Any:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     predictor = SAM2ImagePredictor(model)
-    if chip.shape == (SIZE, SIZE):
+    size = predictor.model.image_size
+    if chip.shape == (size, size):
         predictor.set_image(chip.original)
         return predictor
     # As floats of 0 to 1, which ToTensor leaves alone: 8 bits could not hold the mean colour.
     rows, cols = chip.content_px
-    image = np.empty((SIZE, SIZE, 3), np.float32)
+    image = np.empty((size, size, 3), np.float32)
     image[:] = predictor._transforms.mean
     image[:rows, :cols] = chip.pixels[:, :rows, :cols].transpose(1, 2, 0) / np.float32(255)
     predictor.set_image(image)
     return predictor
+
+
+class Sam3Predictor:
+    """Sam3TrackerModel and its image processor, asked as the other two predictors are."""
+
+    def __init__(self, model: Any, chip: Encoded) -> None:
+        self._model = model
+        self._size = chip.pixels.shape[-1]
+        if chip.shape == (self._size, self._size):
+            pixels = sam3_pixels(chip.original)
+        else:
+            rows, cols = chip.content_px
+            pixels = torch.zeros(1, 3, self._size, self._size)
+            # As its image processor does it, with a mean and a std of 0.5.
+            content = torch.from_numpy(chip.pixels[:, :rows, :cols].copy())
+            pixels[0, :, :rows, :cols] = content / 127.5 - 1
+        self._embeddings = model.get_image_embeddings(pixels)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks (M, size, size), scores (M,), and logits as the decoder gives them."""
+
+        def tensor(value: np.ndarray | None, dtype: torch.dtype) -> torch.Tensor | None:
+            return None if value is None else torch.as_tensor(value, dtype=dtype)[None, None]
+
+        out = self._model(
+            image_embeddings=self._embeddings,
+            input_points=tensor(point_coords, torch.float32),
+            input_labels=tensor(point_labels, torch.int32),
+            input_boxes=tensor(box, torch.float32),
+            input_masks=None if mask_input is None else torch.from_numpy(mask_input)[None],
+            multimask_output=multimask_output,
+        )
+        low = out.pred_masks[0]
+        from transformers import Sam3ImageProcessor
+
+        (found,) = Sam3ImageProcessor().post_process_masks(
+            [low], [(self._size, self._size)], binarize=not return_logits
+        )
+        return found[0].numpy(), out.iou_scores[0, 0].numpy(), low[0].numpy()
+
+
+PREDICTORS: dict[str, Callable[[Any, Encoded], Any]] = {
+    "sam": sam_predictor,
+    "sam2": sam2_predictor,
+    "sam3": Sam3Predictor,
+}
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -299,13 +365,16 @@ def test_a_mask(model, encoded):
     """A polygon as a mask prompt: the logits that SAM 2 makes of a mask itself, 10 and -10."""
     chip = encoded(CASES[0], "float32")
     corners = [
-        chip.transform @ corner for corner in ((256, 256), (640, 256), (640, 512), (256, 512))
+        chip.transform @ corner for corner in ((252, 252), (644, 252), (644, 504), (252, 504))
     ]
     ours = gs.open_features(chip.href).segment(
         mask=shapely.Polygon(corners), crs="native", decoder=model.decoder, follow=False
     )
-    logits = np.full((1, 256, 256), -10, np.float32)
-    logits[:, 64:128, 64:160] = 10
+    px = 4 if model.size == 1024 else 3.5  # of the input to one of the mask: 256, SAM 3's 288
+    side = round(model.size / px)
+    logits = np.full((1, side, side), -10, np.float32)
+    top, bottom, left, right = (round(edge / px) for edge in (252, 504, 252, 644))
+    logits[:, top:bottom, left:right] = 10
     masks, scores = reference(model, chip, mask_input=logits, multimask_output=False)
     check(ours, masks, scores, LIMITS["float32"])
     without, _ = reference(
@@ -367,7 +436,7 @@ def test_polygons_lie_where_rasterio_puts_the_mask(model, encoded, case, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES[:2], ids=lambda family: family.model)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model)
 def test_whole_models(family, tmp_path):
     model = prepared(family, whole=True)
     for case in CASES:
