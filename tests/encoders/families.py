@@ -6,12 +6,14 @@ blocks alone. The reference runs on the same cut model, through upstream's own c
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -235,3 +237,21 @@ FAMILIES = (
         build=small_sam3,
     ),
 )
+
+# What needs a package of its own is skipped without it, and slow: SAM 3 takes 30 s.
+LISTED = [
+    pytest.param(
+        family,
+        id=family.model,
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(
+                importlib.util.find_spec(family.package) is None,
+                reason=f"{family.package} is not installed: pip install '{family.entry.package}'",
+            ),
+        ]
+        if family.package is not None
+        else [],
+    )
+    for family in FAMILIES
+]

@@ -7,7 +7,6 @@ masks), and files that give back what went in. Tolerances are relative L2 errors
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from geosam_stac.encoders.registry import MODELS
 from geosam_stac.errors import DataError
 from geosam_stac.types import ChipRef, Features, Window
 
-from .families import FAMILIES, Family, Tensors, Upstream, as_pixels, error, scene
+from .families import FAMILIES, LISTED, Family, Tensors, Upstream, as_pixels, error, scene
 
 FP32, BF16 = 1e-5, 2e-2
 # What a dtype of files costs, features and mask logits alike: twice what was measured, which was
@@ -66,18 +65,9 @@ class Case:
         return self.family.entry.input_px
 
 
-# SAM 3 needs a package of its own and 30 s: slow.
-LISTED = [
-    pytest.param(family, id=family.model, marks=[pytest.mark.slow] * (family.package is not None))
-    for family in FAMILIES
-]
-
-
 @pytest.fixture(scope="module", params=LISTED)
 def case(request: pytest.FixtureRequest) -> Case:
     family: Family = request.param
-    if family.package is not None and importlib.util.find_spec(family.package) is None:
-        pytest.skip(f"{family.package} is not installed: pip install '{family.entry.package}'")
     model = family.make()
     encoder = family.encoder(model)
     size = family.entry.input_px

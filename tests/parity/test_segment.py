@@ -35,7 +35,7 @@ from geosam_stac.session import Session
 from geosam_stac.store.decoder import Decoder
 from tests import rasters
 from tests.compat.make_weights import fill_constants
-from tests.encoders.families import FAMILIES, Family, sam3_pixels, scene
+from tests.encoders.families import LISTED, Family, sam3_pixels, scene
 
 LIMITS = {"float32": 0.999, "float16": 0.99}
 
@@ -171,11 +171,8 @@ def prepared(family: Family, *, whole: bool) -> Model:
     return Model(family, model)
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.model)
+@pytest.fixture(scope="module", params=LISTED)
 def model(request: pytest.FixtureRequest) -> Model:
-    package = request.param.package
-    if package is not None:
-        pytest.importorskip(package)
     return prepared(request.param, whole=False)
 
 
@@ -436,7 +433,7 @@ def test_polygons_lie_where_rasterio_puts_the_mask(model, encoded, case, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model)
+@pytest.mark.parametrize("family", LISTED)
 def test_whole_models(family, tmp_path):
     model = prepared(family, whole=True)
     for case in CASES:
