@@ -27,20 +27,25 @@ class Crew:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        # Set by each thread at its end. `Thread.is_alive` is no witness: Python 3.11 takes a thread
+        # for ended when a signal interrupts its `join` (bpo-46726).
+        self._ended: list[threading.Event] = []
         self._failures: list[BaseException] = []
 
     def start(self, target: Callable[[], None]) -> None:
         """Run `target` in a thread of its own, named after it."""
+        ended = threading.Event()
 
         def body() -> None:
             try:
                 target()
             except BaseException as error:  # noqa: BLE001 - handed to the calling thread
                 self.fail(error)
+            finally:
+                ended.set()
 
         thread = threading.Thread(target=body, name=f"geosam-{target.__name__}", daemon=True)
-        self._threads.append(thread)
+        self._ended.append(ended)
         thread.start()
 
     def fail(self, error: BaseException) -> None:
@@ -57,13 +62,12 @@ class Crew:
         A thread that is inside a request by then is left behind: it sees `stop` when that ends.
         """
         deadline = None
-        for thread in self._threads:
-            while thread.is_alive():
+        for ended in self._ended:
+            while not ended.wait(POLL_S):
                 if deadline is None and self.stop.is_set():
                     deadline = time.monotonic() + STOP_S
                 if deadline is not None and time.monotonic() > deadline:
                     return
-                thread.join(POLL_S)
 
     def finish(self) -> None:
         """`join`, then raise the first failure, if there was one."""

@@ -104,9 +104,9 @@ class Journal:
                 self._write()
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write what is not written yet; nothing where another run is replacing everything."""
         with self._lock:
-            if self._pending:
+            if self._pending and not self._all_marks() - self._marks:
                 self._write()
 
     def drop(self) -> None:

@@ -77,6 +77,7 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         total = int(finished.properties.get("table:row_count", 0))
         gone = total - len(recorded) + len(missing_chips(job.store, job.layout, recorded))
         if not gone:
+            Journal(job.store, job.layout).drop()  # of a run that was ended right after its Item
             return _finished(job, finished)
         session.sink(
             Notice(
@@ -143,8 +144,9 @@ def _encode(job: Job, recorded: dict[str, Done]) -> EncodeResult:
     """A scene to its end: what is recorded and there is not encoded again."""
     session, scene = job.session, job.scene
     run = _SceneRun(job, recorded=recorded, part=WHOLE)
-    outcome = run.run()
-    done = commit(outcome, job.store, run.journal)
+    with _recorded(run.journal):
+        outcome = run.run()
+        done = commit(outcome, job.store, run.journal)
     run.journal.drop()
     href = job.store.href(job.layout.item)
     session.sink(SceneFinished(scene_id=scene.id, href=href))
@@ -189,8 +191,9 @@ def encode_part(session: Session, scene: Scene, config: EncodeConfig, part: Part
         return PartResult(item_id=job.layout.item_id, part=part)
     job.prepare()
     run = _SceneRun(job, recorded=saved or {}, part=part)
-    outcome = run.run()
-    size = save(outcome, part, job.store, run.journal)
+    with _recorded(run.journal):
+        outcome = run.run()
+        size = save(outcome, part, job.store, run.journal)
     session.sink(SceneFinished(scene_id=scene.id, href=job.store.href(job.layout.parts)))
     return PartResult(
         item_id=job.layout.item_id,
@@ -202,6 +205,17 @@ def encode_part(session: Session, scene: Scene, config: EncodeConfig, part: Part
         bytes_written=run.bytes_written + size,
         seconds=run.seconds(),
     )
+
+
+@contextlib.contextmanager
+def _recorded(journal: Journal) -> Iterator[None]:
+    """What is broken off within, the commit too, leaves a record of all that is done."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(GeosamStacError):
+            journal.flush()  # for the next run; the first error is the one to raise
+        raise
 
 
 def _finished(job: Job, item: pystac.Item) -> EncodeResult:
@@ -277,10 +291,6 @@ class _SceneRun:
         self._find_done()
         try:
             self._stream(limits)
-        except BaseException:
-            with contextlib.suppress(GeosamStacError):
-                self.journal.flush()  # for the next run; the first error is the one to raise
-            raise
         finally:
             self.cube.close()
             self.session.retries.stop = threading.Event()  # of this run no longer

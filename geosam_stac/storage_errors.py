@@ -1,7 +1,7 @@
 """What the storage drivers raise, turned into the project's errors: lasting, or worth a try.
 
 Known by errno, HTTP status, service code and class name, because the drivers' own types cannot be
-imported where they are not installed. Imports `errors` and `hrefs` only.
+imported where they are not installed. Imports `errors`, `hrefs` and `retry` only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from geosam_stac.errors import (
     StorageError,
     TemporaryError,
 )
+from geosam_stac.retry import retry_after_s
 
 _HINT_ACCESS = "Check the permissions there, or choose another --out"
 _HINT_LOGIN = (
@@ -102,7 +103,10 @@ def _translate(error: Exception, action: str, href: str) -> GeosamStacError:
         or any(map(_NETWORK.fullmatch, names))
         or (status is not None and (status in (408, 425, 429) or status >= 500))
     ):
-        return TemporaryError(f"{what}{_reason(error)}", href=href, hint=_HINT_AGAIN)
+        passing = TemporaryError(f"{what}{_reason(error)}", href=href, hint=_HINT_AGAIN)
+        headers = service.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        passing.retry_after_s = retry_after_s(headers.get("retry-after"))
+        return passing
     return StorageError(f"{what}{_reason(error)}", href=href, hint=_HINT_ACCESS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -54,6 +55,31 @@ def test_one_failure_wakes_who_waits_on_a_full_and_on_an_empty_queue():
     assert time.monotonic() - started < 2
     with pytest.raises(DataError, match="the cause"):
         crew.finish()
+
+
+def test_a_signal_in_the_waiting_does_not_lose_a_thread():
+    crew = Crew()
+    go = threading.Event()
+    done: list[int] = []
+
+    def slow():
+        go.wait(30)
+        done.append(1)
+
+    def interrupt(signum, frame):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        crew.start(slow)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            crew.join()
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    threading.Timer(0.3, go.set).start()
+    crew.join()
+    assert done == [1]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(signum=15)])

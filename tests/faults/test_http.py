@@ -153,6 +153,15 @@ def test_retry_after_is_waited_for(web):
     assert waits == [7.0]
 
 
+def test_retry_after_of_a_store_is_waited_for(web, bucket):
+    web.rules(Rule(fault="503", path="/object", method="PUT", retry_after=7))
+    waits: list[float] = []
+    store = Store(bucket, retries=Retries(RetryPolicy(base_s=0.0), wait=waits.append))
+    store.put("object", b"stored")
+    assert waits == [7.0]
+    assert store.get("object") == b"stored"
+
+
 @pytest.mark.parametrize("fault", ["500", "truncated", "reset"])
 def test_a_search_that_stays_down(fault, web):
     web.rules(Rule(fault=fault, path="/api", times=None))
