@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from geosam_stac import manifest
 from geosam_stac.events import Event
+from geosam_stac.features import read
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.storage import Store
 from geosam_stac.types import EncodeResult
@@ -157,3 +161,34 @@ def assert_unfinished(out: str, clean: dict[str, object]) -> None:
         assert not key.endswith(".json"), key
         if key.endswith(".pt"):
             assert data == clean[key], key
+
+
+def keys_of(out: str) -> list[str]:
+    """All keys of an output."""
+    base, _, name = out.rpartition("/")
+    return [key.removeprefix(f"{name}/") for key in Store(base).keys(name)]
+
+
+def check_output(out: str) -> int:
+    """One Item, and everything that it names is there with the bytes that it tells; its chips."""
+    store = Store(out)
+    items = [key for key in keys_of(out) if key.count("/") == 1 and key.endswith(".json")]
+    (key,) = [key for key in items if not key.endswith("run.json")]
+    folder = key.partition("/")[0]
+    document = json.loads(store.get(key))
+    for name in ("manifest", "thumbnail", "skipped"):
+        asset = document["assets"][name]
+        data = store.get(f"{folder}/{asset['href'].removeprefix('./')}")
+        assert len(data) == asset["file:size"]
+        assert asset["file:checksum"] == "1220" + hashlib.sha256(data).hexdigest()
+    frame = manifest.read(store.get(f"{folder}/manifest.parquet"))
+    assert len(frame) == document["properties"]["table:row_count"]
+    for row in frame.itertuples():
+        data = store.get(f"{folder}/{row.feature_href}")
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (row.bytes, row.sha256)
+        tensors, _ = read(data)
+        assert all(np.isfinite(values.float().numpy()).all() for values in tensors.values())
+    json.loads(store.get(f"{folder}/run.json"))
+    features = [key for key in store.keys(folder) if "/features/" in key]
+    assert len(features) == len(frame)
+    return len(frame)

@@ -5,7 +5,6 @@ Each race is one of real threads over a real store: a local folder, or moto's S3
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -13,7 +12,6 @@ import threading
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from geosam_stac import manifest
@@ -25,6 +23,7 @@ from geosam_stac.storage import Store
 from geosam_stac.types import Part
 from tests import rasters
 from tests.fakes import FakeEncoder, fake_session
+from tests.faults.conftest import check_output, keys_of
 from tests.servers import s3_endpoint, use_s3  # noqa: F401  (a fixture)
 
 # A race over S3 takes 3 s of a busy machine, on disk half a second: 50 in all, of which one run
@@ -106,37 +105,6 @@ def race(
     for thread in threads:
         thread.join(120)
     return [end for (end,) in ends]
-
-
-def keys_of(out: str) -> list[str]:
-    """All keys of an output."""
-    base, _, name = out.rpartition("/")
-    return [key.removeprefix(f"{name}/") for key in Store(base).keys(name)]
-
-
-def check_output(out: str) -> int:
-    """One Item, and everything that it names is there with the bytes that it tells; its chips."""
-    store = Store(out)
-    items = [key for key in keys_of(out) if key.count("/") == 1 and key.endswith(".json")]
-    (key,) = [key for key in items if not key.endswith("run.json")]
-    folder = key.partition("/")[0]
-    document = json.loads(store.get(key))
-    for name in ("manifest", "thumbnail", "skipped"):
-        asset = document["assets"][name]
-        data = store.get(f"{folder}/{asset['href'].removeprefix('./')}")
-        assert len(data) == asset["file:size"]
-        assert asset["file:checksum"] == "1220" + hashlib.sha256(data).hexdigest()
-    frame = manifest.read(store.get(f"{folder}/manifest.parquet"))
-    assert len(frame) == document["properties"]["table:row_count"]
-    for row in frame.itertuples():
-        data = store.get(f"{folder}/{row.feature_href}")
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (row.bytes, row.sha256)
-        tensors, _ = read(data)
-        assert all(np.isfinite(values.float().numpy()).all() for values in tensors.values())
-    json.loads(store.get(f"{folder}/run.json"))
-    features = [key for key in store.keys(folder) if "/features/" in key]
-    assert len(features) == len(frame)
-    return len(frame)
 
 
 @pytest.mark.parametrize("differ", [True, False], ids=["other bytes", "same bytes"])
