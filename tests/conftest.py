@@ -6,6 +6,12 @@ import os
 
 import pytest
 
+# Beside other workers (of pytest-xdist), numbers take a share of the cores: more threads than that
+# wait for each other. Before anything imports torch.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    share = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
 from tests import fakes
 
 

@@ -14,7 +14,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from typing import Any
 
 import pytest
 import requests
+
+from tests.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 START_S = 60
@@ -132,7 +133,7 @@ def _start_postgres(stack: contextlib.ExitStack, folder: Path) -> dict[str, str]
         capture_output=True,
         timeout=START_S,
     )
-    port = _free_port()
+    port = free_port()
     settings = {
         "listen_addresses": "127.0.0.1",
         "port": port,
@@ -170,7 +171,7 @@ def _migrate(dsn_env: Mapping[str, str], folder: Path) -> None:
 
 
 def _start_api(stack: contextlib.ExitStack, folder: Path, dsn_env: Mapping[str, str]) -> str:
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = {**_environment(), **dsn_env, "ENABLE_TRANSACTIONS_EXTENSIONS": "TRUE"}
     app = "stac_fastapi.pgstac.app:create_app"
@@ -268,10 +269,3 @@ def _server_python() -> Path | None:
             if not subprocess.run(command, check=False, capture_output=True).returncode:
                 return python
     return None
-
-
-def _free_port() -> int:
-    # Neither server binds port 0 and says which it got.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

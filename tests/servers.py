@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import socket
 from collections.abc import Iterator
 
@@ -70,7 +72,7 @@ def gcs_server(bucket: str = "bucket") -> Iterator[str]:
     """Run a GCS emulator, in memory, with one empty bucket; yields its endpoint URL."""
     from gcp_storage_emulator.server import create_server
 
-    port = _free_port()
+    port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket=bucket)
     server.start()
     try:
@@ -111,8 +113,20 @@ def _s3_client(endpoint: str):
     )
 
 
-def _free_port() -> int:
-    # The emulator cannot bind port 0 and say which it got.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+#: Below the ports that the kernel gives away by itself; each worker of the tests has 200 of them.
+_PORTS_FROM, _PORTS = 20_000, 200
+_ports = itertools.count()
+
+
+def free_port() -> int:
+    """A port on loopback for a server that cannot bind port 0 and say which it got.
+
+    Nothing else takes it in between: neither another worker, nor a connection of this machine's.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for number in itertools.islice(_ports, _PORTS):
+        port = _PORTS_FROM + worker * _PORTS + number % _PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
