@@ -17,6 +17,9 @@ import pytest
 from tests.cli.conftest import ROOT, make_item, python
 
 SLOW = ("-m", "tests.cli.slow_main")
+#: Only a test that hangs waits as long: a process takes its time to start where others run beside
+#: it. What is promised within a time is measured on its own.
+PATIENCE_S = 180.0
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def long_item(tmp_path):
     return make_item(tmp_path, "scene", size=(64, 2048))
 
 
-def started(process: subprocess.Popen, text: str, timeout_s: float = 60) -> str:
+def started(process: subprocess.Popen, text: str, timeout_s: float = PATIENCE_S) -> str:
     """Read stderr until it says `text`."""
     seen = ""
     deadline = time.monotonic() + timeout_s
@@ -37,7 +40,7 @@ def started(process: subprocess.Popen, text: str, timeout_s: float = 60) -> str:
     return seen
 
 
-def wait_for(pattern: str, folder: Path, timeout_s: float = 30) -> None:
+def wait_for(pattern: str, folder: Path, timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not list(folder.rglob(pattern)):
         assert time.monotonic() < deadline, f"no {pattern}"
@@ -46,12 +49,12 @@ def wait_for(pattern: str, folder: Path, timeout_s: float = 30) -> None:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_in_mid_run(fake, long_item, tmp_path, signum, code):
-    process = python(*SLOW, 0.2, *fake)
+    process = python(*SLOW, 1.0, *fake)  # it has a dozen batches left when the first is there
     with process:
         wait_for("*.pt", tmp_path)
         process.send_signal(signum)
         at = time.monotonic()
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert time.monotonic() - at < 10
     assert process.returncode == code
     assert out == ""
@@ -69,7 +72,7 @@ def test_a_real_model_stops_too(fake, long_item, tmp_path):
         time.sleep(1.0)  # in the model's first chips
         process.send_signal(signal.SIGTERM)
         at = time.monotonic()
-        _, err = process.communicate(timeout=15)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert time.monotonic() - at < 10
     assert process.returncode == 143
     assert "Traceback" not in err
@@ -96,7 +99,9 @@ def test_the_watchdog_ends_what_cannot_be_interrupted(tmp_path):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=10)
+        at = time.monotonic()
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert time.monotonic() - at < 10  # it hangs for ever without the watchdog
     assert process.returncode == 143
     assert "interrupted" in err
 
@@ -107,7 +112,7 @@ def test_a_reader_that_goes_away(fake, tmp_path):
     with process:
         process.stdout.close()  # as `| head -0`
         err = process.stderr.read()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
     assert (
@@ -120,7 +125,7 @@ def test_nobody_listens_to_progress(fake, tmp_path):
     with process:
         process.stderr.close()
         assert process.stdout.read().endswith(".json\n")
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["encode", "--help"], ["models", "list"]])
@@ -129,7 +134,7 @@ def test_help_into_a_closed_pipe(argv):
     with process:
         process.stdout.close()
         err = process.stderr.read()
-        process.wait(30)
+        process.wait(PATIENCE_S)
     assert "Traceback" not in err
     assert "Exception" not in err
 
@@ -137,7 +142,7 @@ def test_help_into_a_closed_pipe(argv):
 def test_stdout_that_is_full(fake):
     with open("/dev/full", "w") as full, python(*SLOW, 0, *fake, stdout=full) as process:  # noqa: PTH123
         err = process.stderr.read()
-        assert process.wait(30) == 74
+        assert process.wait(PATIENCE_S) == 74
     assert "error: stdout cannot be written; got No space left on device." in err
     assert "Traceback" not in err
 
@@ -153,7 +158,7 @@ def in_a_terminal(argv: list[str], columns: int = 100) -> tuple[int, str]:
     os.close(theirs)
     shown = b""
     with process, contextlib.suppress(OSError):  # Linux: EIO when the other end closes
-        while select.select([ours], [], [], 60)[0] and (part := os.read(ours, 65536)):
+        while select.select([ours], [], [], PATIENCE_S)[0] and (part := os.read(ours, 65536)):
             shown += part
     os.close(ours)
     return process.wait(), shown.decode()
@@ -179,12 +184,12 @@ def test_help_and_mistakes_answer_at_once():
             " file=sys.stderr)\n"
         )
         with python("-c", code, *argv) as process:
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=PATIENCE_S)
         assert err.splitlines()[-1] == "[]", argv
 
 
 def test_python_m_and_version():
     with python("-m", "geosam_stac", "--version") as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("geosam-stac 0.")
