@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
-# So many processes run the tests, each a file at a time; `make test WORKERS=0` takes one alone.
+# So many processes run the tests, each a file at a time, in order: whole models come before the many
+# quick files that end it. `make test WORKERS=0` takes one alone.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -40,7 +41,7 @@ test: env  ## Format, lint, types, and the whole test suite
 	@echo "== types" >&2
 	$(BIN)/mypy
 	@echo "== tests" >&2
-	$(BIN)/pytest --run-slow -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest --run-slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 format: env  ## Format and mend what ruff can mend
 	$(BIN)/ruff format .

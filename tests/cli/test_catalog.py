@@ -129,7 +129,7 @@ def test_a_wrong_place_is_told_before_anything_is_encoded(cli, fake, tmp_path):
 
 @pytest.mark.usefixtures("fake_model")
 def test_an_item_that_cannot_be_published_has_failed(cli, fake, monkeypatch):
-    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda self, response=None: None)
+    monkeypatch.setattr("geosam_stac.retry.Retries._delay_s", lambda *_: 0.0)
     done = cli(*fake, "--publish", "http://127.0.0.1:9/stac")
     assert (done.code, done.out) == (75, "")
     assert "the API did not answer" in done.err

@@ -311,7 +311,7 @@ def test_errors_of_what_is_named_by_a_signed_url(what, command):
         "out": ["--item", item, "--out", f"s3://KEY:{quote(SECRETS['out'], safe='')}@bucket/x"],
         "stdin": ["--item", "-"],
     }[what]
-    done = command.encode(*argv)
+    done = command.encode(*argv, "--retry-deadline", 2)  # tried again, but not for two minutes
     assert done.code in (2, 65, 75, 78), done.err
     assert done.out == ""
     assert "error: " in done.err
