@@ -27,7 +27,7 @@ from rasterio.errors import RasterioError
 
 from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.grid import crop
-from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles, take
+from geosam_stac.kept_files import GDAL_CACHE, KeptDriver, KeptFiles, leave
 from geosam_stac.radiometry import band_valid
 from geosam_stac.raster_errors import heard_statuses, read_error
 from geosam_stac.retry import Retries
@@ -434,10 +434,11 @@ class _Group:
         item, names = _load_item(self.scene, sources)
         hrefs = {asset.href: asset.extra_fields[UNSIGNED] for asset in item.assets.values()}
         options = sources[0].access.options(sources[0].band.source_href)
+        keys = (name.rpartition(".") for name in names)
+        wanted = [(item.assets[key].href, int(number)) for key, _, number in keys]
         bands: dict[str, list[int]] = {}
-        for name in dict.fromkeys(names):
-            key, _, number = name.rpartition(".")
-            bands.setdefault(item.assets[key].href, []).append(int(number))
+        for uri, number in dict.fromkeys(wanted):
+            bands.setdefault(uri, []).append(number)
         geobox = self.grid[slices(window)]
         driver = KeptDriver(
             self._files,
@@ -451,20 +452,19 @@ class _Group:
         resampling = sources[0].resampling
         with heard_statuses() as statuses, rasterio.Env(**(settings | GDAL_CACHE | dict(options))):
             try:
-                cube = odc.stac.load(
+                odc.stac.load(
                     [item],
                     bands=list(dict.fromkeys(names)),
                     geobox=geobox,
                     resampling=resampling if resampling == "nearest" else "average",
                     driver=driver,
-                    fuse_func=f"{take.__module__}.{take.__name__}",
+                    fuse_func=f"{leave.__module__}.{leave.__name__}",
                 )
             except (RasterioError, OSError, DataError) as error:
                 named = [hrefs[uri] for uri in driver.failed]
                 href = ", ".join(dict.fromkeys(named or hrefs.values()))
                 raise _named(error, self.scene.id, href, statuses) from error
-        driver.forget()
-        return np.stack([cube[name].values[0] for name in names])
+        return driver.pixels(wanted)
 
 
 def _named(error: Exception, item: str, href: str, statuses: list[int]) -> GeosamStacError:

@@ -112,6 +112,9 @@ class KeptFiles:
 class KeptDriver(RioDriver):
     """What `odc.stac.load` reads one window with: all wanted bands of a file at once.
 
+    The pixels are taken from here (`pixels`), as they came from the files: odc-loader's own arrays
+    are a second and a third copy of them, which cost a sixth of a read of three bytes a pixel.
+
     Parameters
     ----------
     files
@@ -153,9 +156,16 @@ class KeptDriver(RioDriver):
         self._how = {"fresh": fresh, "is_fenced": is_fenced}
         self._pixels: dict[str, NDArray[Any]] = {}
 
-    def forget(self) -> None:
-        """Everything is handed over: the pixels that were read are kept no longer."""
-        self._pixels.clear()
+    def pixels(self, wanted: Sequence[tuple[str, int]]) -> NDArray[Any]:
+        """(n, h, w) of these files' bands, once odc-stac has had all of them read; hands them over.
+
+        Those of one file in its own order are not copied.
+        """
+        read, self._pixels = self._pixels, {}
+        uri = wanted[0][0]
+        if [*wanted] == [(uri, band) for band in self._bands[uri]]:
+            return read[uri]
+        return np.stack([read[uri][self._bands[uri].index(band)] for uri, band in wanted])
 
     def open(self, src: RasterSource, ctx: Any) -> _BandReader:
         """The reader of one band of one file."""
@@ -221,9 +231,8 @@ class _BandReader(RioReader):
         return (slice(0, height), slice(0, width)), self._driver.band(self._src, dst_geobox, cfg)
 
 
-def take(dst: NDArray[Any], src: NDArray[Any]) -> None:
-    """How odc-loader lays pixels onto the empty window: it would look for what is empty first."""
-    np.copyto(dst, src)
+def leave(dst: NDArray[Any], src: NDArray[Any]) -> None:
+    """How odc-loader lays pixels onto its own window: not at all, for `KeptDriver` has them."""
 
 
 def _with_nodata(

@@ -213,12 +213,13 @@ class Reading:
                 else np.unpackbits(packed, count=data.size).view(bool).reshape(data.shape)
             )
         rgb8 = to_rgb8(data, valid, self._limits)
-        anywhere = np.any(valid, axis=0)
+        anywhere = None if valid.all() else np.any(valid, axis=0)
+        del data, valid  # the thumbnail's sums need room too
         assert self._thumbnail is not None
         if window not in self._shown:
             self._thumbnail.add(widen(rgb8), window)
         with self._changed:
-            self._tiles[window] = (rgb8, None if anywhere.all() else anywhere)
+            self._tiles[window] = (rgb8, None if anywhere is None or anywhere.all() else anywhere)
             del self._loading[window]
             self._changed.notify_all()
 

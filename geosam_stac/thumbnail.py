@@ -58,11 +58,13 @@ class Thumbnail:
         cols, col_starts = self._cells(window.col_off, window.width)
         # Exact: of 255 a pixel, and at most 2**24 pixels in a cell. A row of cells at a time,
         # in the processor's cache: 30 times as fast as `reduceat` along the rows.
-        tall = np.empty((3, len(row_starts), window.width), dtype=np.uint32)
+        # 257 times 255 fit into 16 bits, which are summed at twice the pace.
+        narrow = np.uint16 if self.factor <= 257 else np.uint32
+        tall = np.empty((3, len(row_starts), window.width), dtype=narrow)
         ends = [*row_starts[1:], window.height]
         for cell, (start, end) in enumerate(zip(row_starts, ends, strict=True)):
-            np.add.reduce(rgb8[:, start:end], axis=1, dtype=np.uint32, out=tall[:, cell])
-        sums = np.add.reduceat(tall, col_starts, axis=2)
+            np.add.reduce(rgb8[:, start:end], axis=1, dtype=narrow, out=tall[:, cell])
+        sums = np.add.reduceat(tall, col_starts, axis=2, dtype=np.uint32)
         counts = np.outer(
             np.diff(row_starts, append=window.height), np.diff(col_starts, append=window.width)
         )

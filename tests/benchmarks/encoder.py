@@ -15,6 +15,9 @@ TFLOP are upstream's (`ModelEntry.tflop_per_chip`), whatever the faster way leav
 rate is that of a large bf16 product of random numbers, measured here. IoU: of the masks of 50
 prompts in a grid, against those of the reference's features, cut at the median of its logits, since
 a random decoder's zero means nothing.
+
+Each model is measured in a process of its own: what fails there is a line of its own and leaves the
+rest, and rows are printed as they are made. The table comes last.
 """
 
 from __future__ import annotations
@@ -22,9 +25,14 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +58,7 @@ MODELS = (
     "sam2.1-hiera-small",
 )
 BATCHES = (1, 8, 16, 32)
+ATTENTION = "attention"
 # Largest relative error of the features against upstream in fp32.
 TOLERANCE = {"cpu": {"fp32": 1e-5, "bf16": 3e-2}, "cuda": {"fp32": 1e-4, "bf16": 3e-2}}
 GRID = 5
@@ -238,13 +247,13 @@ class Bench:
         )
 
     def check(self, encoder: TorchEncoder) -> tuple[str, str]:
-        """Error and IoU of an encoder; ends the run where it is wrong."""
+        """Error and IoU of an encoder; RuntimeError where it is wrong."""
         found = encoder.encode(self.pixels.numpy(), self.content)
         wrong = max(error(found[name], tensor) for name, tensor in self.reference.items())
         kind = self.device.partition(":")[0]
         # Written so that NaN fails, too.
         if not wrong < TOLERANCE[kind][encoder.precision]:
-            raise SystemExit(f"{self.entry.name} in {encoder.precision} is wrong by {wrong:.1e}")
+            raise RuntimeError(f"wrong by {wrong:.1e}")
         return f"{wrong:.1e}", self.iou(found)
 
     @torch.inference_mode()
@@ -269,33 +278,54 @@ class Bench:
         running()
         return batches * batch / (time.perf_counter() - started)
 
-    def rows(self, compiles: list[str], matrix: float) -> list[list[str]]:
-        """Upstream's row, then ours: fp32, and bf16 as it is and compiled, at its best batch."""
-        errors = {p: self.check(self.encoder(p)) for p in ("fp32", "bf16")}
+    def rows(self, compiles: list[str], matrix: float) -> Iterator[list[str]]:
+        """Upstream's row, then ours: fp32, and bf16 as it is and compiled, at its best batch.
+
+        A way that fails is a row that says so.
+        """
         alone_s = seconds(self._upstream, self.device, repeats=max(2, self.repeats // 3))
         base = 1 / alone_s
-        rows = [
-            self._row("upstream, fp32, a chip at a time", 1, base, base, base, matrix, "-", "-")
-        ]
-        for precision in ("fp32", "bf16"):
-            encoder = self.encoder(precision)
-            sizes = [1]
-            if self.device.startswith("cuda") and precision == "bf16":
-                most = min(MOST_CHIPS, encoder.fitting_batch())
-                sizes = [size for size in BATCHES if size <= most]
-            rates = {size: self.alone(encoder, size) for size in sizes}
-            best = max(rates, key=lambda size: rates[size])
-            for mode in ["off", *(compiles if precision == "bf16" else [])]:
-                if mode != "off":
-                    encoder = self.encoder(precision, mode)
-                    # Before the check, whose one chip would set the size of the batches.
-                    rates[best] = self.alone(encoder, best)
-                    errors[precision] = self.check(encoder)
+        yield self._row("upstream, fp32, a chip at a time", 1, base, base, base, matrix, "-", "-")
+        best = 1
+        for precision, mode in [("fp32", "off"), ("bf16", "off"), *(("bf16", m) for m in compiles)]:
+            path = precision if mode == "off" else f"{precision}, compiled ({mode})"
+            encoder = self.encoder(precision, mode)
+            try:
+                if mode == "off":
+                    said = self.check(encoder)  # right, before it is timed
+                    best, rate = self.best(encoder)
+                else:  # before the check, whose one chip would set the size of the batches
+                    rate = self.alone(encoder, best)
+                    said = self.check(encoder)
+                    if encoder._mode is None:
+                        raise RuntimeError("it could not be compiled")
                 there = self.with_copies(encoder, best)
-                path = precision if mode == "off" else f"{precision}, compiled ({mode})"
-                said = errors[precision]
-                rows.append(self._row(path, best, rates[best], there, base, matrix, *said))
-        return rows
+            except Exception as failure:  # noqa: BLE001 - the others are still measured
+                yield self._failed(path, failure)
+            else:
+                yield self._row(path, best, rate, there, base, matrix, *said)
+            del encoder
+            gc.collect()
+
+    def best(self, encoder: TorchEncoder) -> tuple[int, float]:
+        """The batch with the highest rate, alone, and that rate."""
+        sizes = [1]
+        if self.device.startswith("cuda") and encoder.precision != "fp32":
+            most = min(MOST_CHIPS, encoder.fitting_batch())
+            sizes = [size for size in BATCHES if size <= most]
+        rates = {}
+        for size in sizes:
+            try:
+                rates[size] = self.alone(encoder, size)
+            except torch.OutOfMemoryError:
+                break
+        best = max(rates, key=lambda size: rates[size])
+        return best, rates[best]
+
+    def _failed(self, path: str, failure: Exception) -> list[str]:
+        said = str(failure).strip().partition("\n")[0][:100].replace("|", "/")
+        why = f"failed: {type(failure).__name__}: {said}"
+        return [self.entry.name, path, *["-"] * (len(HEAD) - 3), why]
 
     def _row(
         self,
@@ -315,6 +345,69 @@ class Bench:
         ]  # fmt: skip
 
 
+# --- The runs -------------------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace) -> None:
+    """One part, in a process of its own; a line of JSON for whatever is known, at once."""
+    cuda = options.device.startswith("cuda")
+    repeats = options.repeats or (1 if options.small else 20 if cuda else 3)
+    compiles = options.compile if options.compile is not None else ["on"] if cuda else []
+    # The reference is fp32, its convolutions too.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if not cuda:
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+    rates = {d: matrix_tflops(options.device, d) for d in (torch.float32, torch.bfloat16)}
+    told = {str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()}
+    tell(matrix=told)
+    if options.part == ATTENTION:
+        for dtype in (torch.bfloat16,) if cuda else (torch.float32, torch.bfloat16):
+            with torch.inference_mode():
+                for row in attention_rows(
+                    options.device, dtype, small=options.small, repeats=repeats
+                ):
+                    tell(attention=[str(dtype).removeprefix("torch."), *row])
+        return
+    bench = Bench(options.part, options.device, small=options.small, repeats=repeats)
+    for row in bench.rows(compiles, rates[torch.bfloat16]):
+        tell(row=row)
+
+
+def tell(**known: object) -> None:
+    """To the process that gathers."""
+    print(json.dumps(known), flush=True)
+
+
+def gather(part: str, limit_s: float, known: dict[str, list[Any]]) -> str | None:
+    """Measure one part; what it told goes into `known`, and why it failed comes back.
+
+    In a process of its own: an error of a GPU ends all that its process could still do.
+    """
+    command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        timer = threading.Timer(limit_s, child.kill)
+        timer.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            try:
+                told = json.loads(line)
+            except ValueError:  # a library's own words
+                continue
+            for name, value in told.items():
+                known[name].append(value)
+                if name == "row":
+                    print(" | ".join(value), flush=True)
+        status = child.wait()
+        in_time = timer.is_alive()
+        timer.cancel()
+        if status == 0:
+            return None
+        errors.seek(0)
+        said = errors.read().strip().rpartition("\n")[2]
+    return f"{part}: {said[:300] or status}" if in_time else f"{part}: not done in time"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", nargs="+", default=MODELS)
@@ -323,46 +416,33 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=None, help="default: 20, on a CPU 3")
     parser.add_argument("--no-attention", action="store_true")
     parser.add_argument(
-        "--limit", type=float, default=540, help="s; models begun after it are left"
+        "--limit", type=float, default=540, help="s; what is not done by then is left"
     )
     parser.add_argument("--small", action="store_true", help="cut models, tiny shapes, one repeat")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.part is not None:
+        measure(options)
+        return
     started = time.monotonic()
-    cuda = options.device.startswith("cuda")
-    repeats = options.repeats or (1 if options.small else 20 if cuda else 3)
-    compiles = options.compile if options.compile is not None else ["on"] if cuda else []
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if not cuda:
-        torch.set_num_threads(min(2, torch.get_num_threads()))
-    matrix = {d: matrix_tflops(options.device, d) for d in (torch.float32, torch.bfloat16)}
-    attention = []
-    if not options.no_attention:
-        for dtype in (torch.bfloat16,) if cuda else (torch.float32, torch.bfloat16):
-            with torch.inference_mode():
-                found = attention_rows(options.device, dtype, small=options.small, repeats=repeats)
-            attention += [[str(dtype).removeprefix("torch."), *row] for row in found]
-    rows: list[list[str]] = []
-    left = []
-    for name in options.model:
-        if time.monotonic() - started > options.limit:
-            left.append(name)
-            continue
-        bench = Bench(name, options.device, small=options.small, repeats=repeats)
-        rows += bench.rows(compiles, matrix[torch.bfloat16])
-        print(*(" | ".join(row) for row in rows[-4:]), sep="\n", flush=True)
-        del bench
-        gc.collect()
-        if cuda:
-            torch.cuda.empty_cache()
+    known: dict[str, list[Any]] = {"row": [], "attention": [], "matrix": []}
+    failed = []
+    for part in [*options.model, *([] if options.no_attention else [ATTENTION])]:
+        left_s = options.limit - (time.monotonic() - started)
+        why = gather(part, left_s, known) if left_s > 0 else f"{part}: no time was left"
+        if why is not None:
+            failed.append(why)
+            print(why, flush=True)
     print(f"\n{where()}; {time.monotonic() - started:.0f} s")
-    for dtype, rate in matrix.items():
-        print(f"matrix rate, {str(dtype).removeprefix('torch.')}: {rate:.3g} TFLOP/s")
-    if left:
-        print(f"left out for lack of time: {', '.join(left)}")
-    if attention:
+    for dtype in known["matrix"][0] if known["matrix"] else ():
+        each = [rates[dtype] for rates in known["matrix"]]
+        print(f"matrix rate, {dtype}: {min(each):.3g} to {max(each):.3g} TFLOP/s")
+    print(*(f"failed: {why}" for why in failed), sep="\n")
+    if known["attention"]:
         head = ["dtype", "heads", "attention of", "way", "ms a chip", "error"]
-        print("\n" + table(head, attention))
-    print("\n" + table(HEAD, rows))
+        print("\n" + table(head, known["attention"]))
+    print("\n" + table(HEAD, known["row"]))
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -95,3 +95,19 @@ def test_the_benchmark_of_files(tmp_path: Path, monkeypatch, capsys) -> None:
     iou = {tuple(row[1:4]): row[8] for row in rows}
     assert iou["pt", "float32", "all"] == "1.0000 (1.0000)"
     assert iou["safetensors", "int8", "embedding"] == "-"
+
+
+@pytest.mark.slow  # starts torch four times
+def test_a_part_that_fails_leaves_the_rest() -> None:
+    """As an error of a GPU would, which ends all that its process could still do."""
+    command = [sys.executable, "tests/benchmarks/encoder.py", "--device", "cpu", "--small"]
+    done = subprocess.run(
+        [*command, "--model", "no-such-model"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "failed: no-such-model: " in done.stdout
+    assert sum("| augmented |" in line for line in done.stdout.splitlines()) == 4
