@@ -8,6 +8,8 @@ from geosam_stac.types import Window
 
 # How many rows of pixels a tile has at most, unless the file's blocks are higher.
 LOW_PX = 512
+# And columns: what is in memory at once should not grow with the width of a file.
+WIDE_PX = 4096
 
 
 def union(windows: list[Window]) -> Window:
@@ -67,14 +69,16 @@ class Tiling:
 def tile_shape(block: tuple[int, int], shape: tuple[int, int], *, area_px: int) -> tuple[int, int]:
     """Height and width of tiles of about `area_px`, made of a file's own blocks.
 
-    At most `LOW_PX` high where the blocks allow it: of a scene that is read block row by block row
-    a row of tiles stays in memory, which should not be more than the chips overlap.
+    At most `LOW_PX` high and `WIDE_PX` wide where the blocks allow it: of a scene that is read
+    block row by block row a row of tiles stays in memory, which should not be more than the chips
+    overlap.
     """
     block_h, block_w = (min(of_file, whole) for of_file, whole in zip(block, shape, strict=True))
     height = max(1, LOW_PX // block_h) * block_h
     if block_w * height > area_px:  # strips as wide as the file, above all
         height = max(1, area_px // (block_w * block_h)) * block_h
-    return height, max(1, area_px // (height * block_w)) * block_w
+    wide_px = min(area_px // height, max(WIDE_PX, block_w))
+    return height, max(1, wide_px // block_w) * block_w
 
 
 def tiles_over(

@@ -54,6 +54,16 @@ def test_tile_shapes_are_made_of_blocks(block, expected):
     assert tile_shape(block, (10980, 10980), area_px=2 << 20) == expected
 
 
+@pytest.mark.parametrize("wide", [4096, 10980, 32768])
+def test_tiles_are_no_wider_in_a_wider_file(wide):
+    assert tile_shape((512, 512), (wide, wide), area_px=4 << 20) == (512, 4096)
+    assert tile_shape((1024, 1024), (wide, wide), area_px=4 << 20) == (1024, 4096)
+
+
+def test_rows_of_a_file_of_strips_stay_whole():
+    assert tile_shape((16, 32768), (32768, 32768), area_px=4 << 20) == (128, 32768)
+
+
 @given(
     st.integers(0, 60), st.integers(0, 60), sizes, sizes, st.integers(1, 30), st.integers(1, 9999)
 )

@@ -62,6 +62,7 @@ def write_cog(path: Path, size_px: int, *, bands: int, dtype: str, blocksize: in
         "zlevel": 1,
         "predictor": 2,
         "interleave": "pixel",
+        "BIGTIFF": "IF_SAFER",
         "num_threads": "all_cpus",
     }
     with rasterio.open(path, "w", **profile) as dataset:
