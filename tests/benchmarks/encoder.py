@@ -437,7 +437,8 @@ def main() -> None:
     for dtype in known["matrix"][0] if known["matrix"] else ():
         each = [rates[dtype] for rates in known["matrix"]]
         print(f"matrix rate, {dtype}: {min(each):.3g} to {max(each):.3g} TFLOP/s")
-    print(*(f"failed: {why}" for why in failed), sep="\n")
+    for why in failed:
+        print(f"failed: {why}")
     if known["attention"]:
         head = ["dtype", "heads", "attention of", "way", "ms a chip", "error"]
         print("\n" + table(head, known["attention"]))
