@@ -43,13 +43,13 @@ def band_valid(data: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np
     is_float = np.issubdtype(data.dtype, np.floating)
     valid = np.empty(data.shape, dtype=bool)
     for values, known, value in zip(data, valid, nodata, strict=True):
-        has_value = value is not None and np.isfinite(value)
-        if not is_float and has_value:  # one pass: this is done to every pixel that is read
-            np.not_equal(values, value, out=known)
-        elif is_float:
+        is_value = value is not None and np.isfinite(value)
+        if is_float:
             np.isfinite(values, out=known)
-            if has_value:
+            if is_value:
                 np.logical_and(known, values != value, out=known)
+        elif value is not None and is_value:  # one pass: this is done to every pixel that is read
+            np.not_equal(values, value, out=known)
         else:
             known[:] = True
     return valid
