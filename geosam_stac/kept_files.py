@@ -30,6 +30,7 @@ from rasterio.windows import Window as RioWindow
 from geosam_stac.claims import check_claims
 from geosam_stac.errors import DataError
 from geosam_stac.fence import open_fenced
+from geosam_stac.turns import TURNS
 from geosam_stac.types import Window
 from geosam_stac.warp import offset_in
 
@@ -64,18 +65,17 @@ class KeptFiles:
         `fence`, for a stranger named it.
         """
         dataset = None if fresh else self._take((uri, overview))
-        is_new = dataset is None
-        if dataset is None and is_fenced:
-            dataset = open_fenced(uri, overview=overview)
-        elif dataset is None:
-            options = {} if overview is None else {"overview_level": overview}
-            dataset = rasterio.open(uri, sharing=False, **options)
         try:
-            if is_new:  # overviews have headers of their own, and files change
-                check_claims(dataset)
-            yield dataset
+            if dataset is None:
+                with TURNS.opening(uri):
+                    dataset = _opened(uri, overview, is_fenced=is_fenced)
+                    check_claims(dataset)  # overviews have headers of their own, and files change
+                    _read_directories(dataset)
+            with TURNS.reading(uri):
+                yield dataset
         except BaseException:
-            dataset.close()
+            if dataset is not None:
+                dataset.close()
             self._drop(uri)
             raise
         self._give((uri, overview), dataset)
@@ -107,6 +107,18 @@ class KeptFiles:
             self._idle = [entry for entry in self._idle if entry[0][0] != uri]
         for dataset in gone:
             dataset.close()
+
+
+def _opened(uri: str, overview: int | None, *, is_fenced: bool) -> DatasetReader:
+    if is_fenced:
+        return open_fenced(uri, overview=overview)
+    options = {} if overview is None else {"overview_level": overview}
+    return rasterio.open(uri, sharing=False, **options)
+
+
+def _read_directories(dataset: DatasetReader) -> None:
+    """Have GDAL read all headers of the file in this thread's turn; `read` would later, alone."""
+    _ = dataset.mask_flag_enums, dataset.overviews(1)
 
 
 class KeptDriver(RioDriver):

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "mosaic",
         "claims",
         "bars",
+        "turns",
     ),
     ("kept_files", "source_tiles"),
     ("sources", "cube", "features", "manifest", "item", "storage", "encoders"),

@@ -24,6 +24,7 @@ from geosam_stac.raster_errors import heard_statuses, read_error
 from geosam_stac.retry import Retries
 from geosam_stac.sources.guard import Guarded
 from geosam_stac.sources.signing import guard_logs
+from geosam_stac.turns import TURNS
 from geosam_stac.types import Access, PlainAccess, gdal_settings
 
 
@@ -79,6 +80,7 @@ def _read(source_href: str, item: str | None, access: Access, settings: dict[str
             heard_statuses() as statuses,
             warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning),
             rasterio.Env(**(settings | dict(access.options(source_href)))),
+            TURNS.opening(source_href),
             opened(access.sign(source_href)) as dataset,
         ):
             check_claims(dataset)
