@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geosam_stac.cli import console
+from geosam_stac.cli.failures import Failures, scene_keys
 from geosam_stac.cli.guard import failed
 from geosam_stac.cli.inputs import FATAL, Inputs, Work, takes_inputs
 from geosam_stac.cli.options import NO_METAVAR, InForce, takes_config
 from geosam_stac.cli.plan_text import count_text
 from geosam_stac.cli.sessions import opened
-from geosam_stac.cli.tally import FAILED, publisher_of
+from geosam_stac.cli.tally import publisher_of
 from geosam_stac.errors import (
     EXIT_PARTIAL,
     DataError,
@@ -218,22 +219,21 @@ class _Finalizer:
         return href
 
     def _end(self, missing: list[int]) -> None:
-        from geosam_stac.storage import Store
-
         assert self._config.out is not None
-        store = Store(self._config.out)
-        if not self._failures:
-            console.note(f"{count_text(len(self._works), 'scene')}, all done")
-            return
+        failures = Failures(self._config.out)
         lines = [
             line
             for number, error in self._failures.items()
             for line in self._works[number].failed_lines(error, self._session.hosts)
         ]
-        store.put(FAILED, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+        tried = {key for work in self._works for key in scene_keys(work)}
+        failures.settle(tried, lines)
+        if not self._failures:
+            console.note(f"{count_text(len(self._works), 'scene')}, all done")
+            return
         console.error(
             f"{len(self._failures):,} of {len(self._works):,} scenes are not done: see "
-            f"{store.href(FAILED)}"
+            f"{failures.href}"
         )
         if missing:
             console.error(f"shards that have not reported: {_some(missing)}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from geosam_stac.cli import console
+from geosam_stac.cli.failures import Failures, Key, scene_keys
 from geosam_stac.cli.guard import failed
 from geosam_stac.cli.inputs import FATAL, SEARCH_FIELDS, Inputs, Work, is_file
 from geosam_stac.credentials import api_headers
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from geosam_stac.sources.groups import Group
     from geosam_stac.sources.hosts import Hosts
     from geosam_stac.types import EncodeResult
-
-FAILED = "failed.ndjson"
 
 
 def publisher_of(session: Session) -> Publisher:
@@ -65,11 +64,10 @@ class _Tally:
     """What came of the scenes: counts, and the lines of `failed.ndjson` (None: nowhere)."""
 
     def __init__(self, inputs: Inputs, hosts: Hosts, out: str | None) -> None:
-        from geosam_stac.storage import Store
-
         self._inputs = inputs
         self._hosts = hosts
-        self._store = None if out is None else Store(out)
+        self._failed = None if out is None else Failures(out)
+        self._tried: set[Key] = set()
         self._lines: list[str] = []
         self._count = self._failures = 0
         # Told when the next scene comes, or at the end: a scene that is alone raises its error.
@@ -83,9 +81,11 @@ class _Tally:
                 raise work.error
             assert work.source is not None
             do(work.source)
+            self._tried |= scene_keys(work)
         except FATAL:
             raise
         except GeosamStacError as error:
+            self._tried |= scene_keys(work)
             self._held = error
             self._failures += 1
             self._lines += work.failed_lines(error, self._hosts)
@@ -97,24 +97,21 @@ class _Tally:
             self._held = None
 
     def broken_off(self) -> None:
-        """Keep what has failed so far."""
+        """Keep what has failed so far; what was not tried stands as it did."""
         self.tell()
-        # What of that very file was not yet tried must not be lost.
-        if not self._tries_again():
-            with contextlib.suppress(GeosamStacError):
-                self._write()
+        with contextlib.suppress(GeosamStacError):
+            self._write()
 
     def finish(self) -> None:
         """Say what failed; raises SystemExit, or the error of the last of scenes that all did."""
         if self._count == 0:
             console.warn(f"nothing found: {self._inputs.place} has no Items{_asked(self._inputs)}")
-        if self._count > 1 or self._tries_again():
+        # A scene that is alone tells its own error.
+        if self._count > 1 or not self._failures or self._tries_again():
             self._write()
-        if self._store is not None and not self._lines and self._tries_again():
-            self._store.delete(FAILED)  # it has had its day
         if self._failures == 0:
             return
-        see = "" if self._store is None else f": see {self._store.href(FAILED)}"
+        see = "" if self._failed is None else f": see {self._failed.href}"
         if self._failures == self._count and self._held is not None:
             if self._count > 1:
                 console.warn(f"all {self._count:,} scenes failed{see}")
@@ -124,12 +121,11 @@ class _Tally:
         raise SystemExit(EXIT_PARTIAL)
 
     def _tries_again(self) -> bool:
-        return self._store is not None and is_file(self._inputs.items, self._store.href(FAILED))
+        return self._failed is not None and is_file(self._inputs.items, self._failed.href)
 
     def _write(self) -> None:
-        if self._store is not None and self._lines:
-            text = "\n".join(self._lines) + "\n"
-            self._store.put(FAILED, text.encode("utf-8", "backslashreplace"))
+        if self._failed is not None and (self._tried or self._tries_again()):
+            self._failed.settle(self._tried, self._lines)
 
 
 def _asked(inputs: Inputs) -> str:
