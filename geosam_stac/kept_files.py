@@ -125,7 +125,7 @@ class KeptDriver(RioDriver):
     """What `odc.stac.load` reads one window with: all wanted bands of a file at once.
 
     The pixels are taken from here (`pixels`), as they came from the files: odc-loader's own arrays
-    are a second and a third copy of them, which cost a sixth of a read of three bytes a pixel.
+    are more copies of them, which nothing needs.
 
     Parameters
     ----------
