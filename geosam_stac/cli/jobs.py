@@ -102,6 +102,15 @@ def kubernetes(
     ephemeral_storage: Annotated[
         str, _job("--ephemeral-storage", help="Disk a pod, all in all.", metavar="SIZE")
     ] = "20Gi",
+    tmp: Annotated[str, _job("--tmp", help="Of the disk, at most: /tmp.", metavar="SIZE")] = "8Gi",
+    model_cache: Annotated[
+        str,
+        _job("--model-cache", help="Of the disk, at most: fetched weights.", metavar="SIZE"),
+    ] = "8Gi",
+    shared_memory: Annotated[
+        str,
+        _job("--shared-memory", help="Of the memory, at most: /dev/shm.", metavar="SIZE"),
+    ] = "1Gi",
     deadline: Annotated[
         float, _job("--deadline", help="Hours until the run is ended.", metavar="H")
     ] = 24.0,
@@ -131,6 +140,9 @@ def kubernetes(
             "cpu": cpu,
             "memory": memory,
             "ephemeral_storage": ephemeral_storage,
+            "tmp": tmp,
+            "model_cache": model_cache,
+            "shared_memory": shared_memory,
             "deadline_s": round(deadline * 3600),
             "ttl_s": round(keep * 3600),
         },

@@ -17,6 +17,7 @@ from geosam_stac.parts import gather, missing
 from geosam_stac.planning import chip_grid
 from geosam_stac.scale.work import Source
 from geosam_stac.session import Session
+from geosam_stac.types import Scene
 from geosam_stac.versioned import VersionedStore
 
 
@@ -38,9 +39,7 @@ def finalize_scene(
         raise UsageError("--out is missing", hint="Give the output of the shards")
     store = VersionedStore(config.out, retries=session.retries)
     scene = session.scene(source)
-    layout = Layout(
-        item_id=item_id, layer=layer_name(scene.id), suffix=FORMATS[config.format].suffix
-    )
+    layout = _layout(scene, config, item_id)
     if scene.items:
         config = session.in_force(scene.items[0], config)
     item = read_commit(store, layout, scene)
@@ -66,3 +65,23 @@ def finalize_scene(
     store.delete_tree(layout.journal)
     store.delete_tree(layout.parts)
     return item, store.href(layout.item)
+
+
+def committed_href(
+    session: Session, source: Source, config: EncodeConfig, *, item_id: str
+) -> str | None:
+    """The href of a scene's Item, which a report names; None where no Item is there.
+
+    Raises DataError where what is there is no Item, or another scene's.
+    """
+    if config.out is None:
+        raise UsageError("--out is missing", hint="Give the output of the shards")
+    store = VersionedStore(config.out, retries=session.retries)
+    scene = session.scene(source)
+    layout = _layout(scene, config, item_id)
+    return None if read_commit(store, layout, scene) is None else store.href(layout.item)
+
+
+def _layout(scene: Scene, config: EncodeConfig, item_id: str) -> Layout:
+    suffix = FORMATS[config.format].suffix
+    return Layout(item_id=item_id, layer=layer_name(scene.id), suffix=suffix)

@@ -20,6 +20,7 @@ NAME = "geosam-stac"
 # The user of docker/Dockerfile.
 USER_ID = 10001
 CACHE = "/cache"
+ATTEMPT = "GEOSAM_STAC_ATTEMPT"
 # A run flushes within 10 s of SIGTERM; the rest is for the container runtime.
 GRACE_S = 30
 BACKOFF_LIMIT_PER_INDEX = 3
@@ -29,9 +30,24 @@ NAME_LENGTH = 63 - len("-finalize") - len("-99999-abcde")
 
 QUANTITIES = ("cpu", "memory", "ephemeral_storage", "tmp", "model_cache", "shared_memory")
 
-_DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+# https://kubernetes.io/docs/concepts/overview/working-with-objects/names: most objects' names are
+# DNS subdomains; a Job's pods take its name for their host's, which is one label.
+_DNS_LABEL = re.compile(_LABEL)
+_DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_LABEL_IN_WORDS = "at most {} of a-z, 0-9 and -, no - at the ends"
+_SUBDOMAIN_IN_WORDS = "at most {} of a-z, 0-9, - and ., no - or . at the ends"
 _BY_DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
-_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMGTP]|[KMGTP]i)?")
+_CPUS = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m)?")
+_FACTORS = {"": 1.0, "m": 1e-3} | {
+    unit: base**power
+    for base, units in (
+        (1000.0, ("k", "M", "G", "T", "P")),
+        (1024.0, ("Ki", "Mi", "Gi", "Ti", "Pi")),
+    )
+    for power, unit in enumerate(units, start=1)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +87,7 @@ class JobSpec:
     ttl_s: int = 7 * 24 * 3600
 
     def __post_init__(self) -> None:
-        names = {"--name": self.name, "--service-account": self.service_account}
-        names |= {"--namespace": self.namespace or "x", "--queue": self.queue or "x"}
-        names |= {"--secret": self.secret or "x", "--weights": self.weights}
-        for option, value in names.items():
-            limit = NAME_LENGTH if option == "--name" else 63
-            if not _DNS_LABEL.fullmatch(value) or len(value) > limit:
-                raise UsageError(
-                    f"{option} is no name in Kubernetes",
-                    expected=f"at most {limit} of a-z, 0-9 and -, no - at the ends",
-                    got=repr(value),
-                )
+        self._check_names()
         if not _BY_DIGEST.fullmatch(self.image):
             raise UsageError(
                 "--image is not given by digest: a tag may be another image tomorrow",
@@ -89,13 +95,7 @@ class JobSpec:
                 got=repr(self.image),
                 hint="`docker buildx imagetools inspect NAME:TAG` prints it",
             )
-        for option in QUANTITIES:
-            if not _QUANTITY.fullmatch(getattr(self, option)):
-                raise UsageError(
-                    f"--{option.replace('_', '-')} is no quantity",
-                    expected="as 4, 500m or 16Gi",
-                    got=repr(getattr(self, option)),
-                )
+        self._check_quantities()
         for option in ("shards", "parallelism", "deadline_s", "ttl_s"):
             value = getattr(self, option)
             if value is not None and value < (0 if option == "ttl_s" else 1):
@@ -103,6 +103,50 @@ class JobSpec:
                 raise UsageError(f"--{flag} must be at least 1", got=str(value))
         if self.shards > 100_000:  # the API server's limit where parallelism is at most 10,000
             raise UsageError("--shards is more than a Job has", expected="at most 100000")
+
+    def _check_names(self) -> None:
+        for option, value, pattern, limit, expected in (
+            ("--name", self.name, _DNS_LABEL, NAME_LENGTH, _LABEL_IN_WORDS),
+            ("--namespace", self.namespace, _DNS_LABEL, 63, _LABEL_IN_WORDS),
+            # It stands in a label's value.
+            ("--queue", self.queue, _DNS_SUBDOMAIN, 63, _SUBDOMAIN_IN_WORDS),
+            ("--service-account", self.service_account, _DNS_SUBDOMAIN, 253, _SUBDOMAIN_IN_WORDS),
+            ("--secret", self.secret, _DNS_SUBDOMAIN, 253, _SUBDOMAIN_IN_WORDS),
+            ("--weights", self.weights, _DNS_SUBDOMAIN, 253, _SUBDOMAIN_IN_WORDS),
+        ):
+            if value is not None and (not pattern.fullmatch(value) or len(value) > limit):
+                raise UsageError(
+                    f"{option} is no name in Kubernetes",
+                    expected=expected.format(limit),
+                    got=repr(value),
+                )
+
+    def _check_quantities(self) -> None:
+        """Each is one, and what lies in the storage or the memory fits there."""
+        size = {}
+        for option in QUANTITIES:
+            text = getattr(self, option)
+            match = (_CPUS if option == "cpu" else _SIZE).fullmatch(text)
+            size[option] = float(match[1]) * _FACTORS[match[2] or ""] if match else 0.0
+            if not size[option]:
+                raise UsageError(
+                    f"{_flag(option)} is no quantity",
+                    expected="more than 0, as 4 or 500m" if option == "cpu" else "as 16Gi or 500M",
+                    got=repr(text),
+                )
+        disk = ("tmp", "model_cache") if self.weights == "fetch" else ("tmp",)
+        for whole, parts in (("ephemeral_storage", disk), ("memory", ("shared_memory",))):
+            if sum(size[part] for part in parts) > size[whole]:
+                # The kubelet would evict the pod when the folders fill.
+                raise UsageError(
+                    f"{' and '.join(map(_flag, parts))} do not fit in {_flag(whole)}",
+                    expected=f"at most {getattr(self, whole)} in all",
+                    got=" and ".join(getattr(self, part) for part in parts),
+                )
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def documents(spec: JobSpec) -> list[dict[str, Any]]:
@@ -141,6 +185,10 @@ def _encode_job(spec: JobSpec) -> dict[str, Any]:
 
 def _finalize_job(spec: JobSpec) -> dict[str, Any]:
     container = _container(spec, "finalize", spec.finalize_args, gpu=False)
+    # The Job's identity: a pod that takes another one's place goes on with its wait.
+    label = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    attempt = {"name": ATTEMPT, "valueFrom": {"fieldRef": {"fieldPath": label}}}
+    container["env"].append(attempt)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -152,8 +200,9 @@ def _finalize_job(spec: JobSpec) -> dict[str, Any]:
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules("finalize", indexed=False)},
             "ttlSecondsAfterFinished": spec.ttl_s,
-            # It waits for the shards, and then has its own work to do.
-            "activeDeadlineSeconds": spec.deadline_s + 3600,
+            # It waits for a shard to begin, which a queue may hold back, then for all to end, and
+            # then has its own work to do.
+            "activeDeadlineSeconds": 2 * spec.deadline_s + 3600,
             "template": _pod(spec, container=container, gpu=False),
         },
     }

@@ -76,6 +76,19 @@ def test_rendered(cli, items, s3_bucket):
     assert found[0].assets["image"].href == "https://data.example/a.tif"
 
 
+def test_sizes_of_folders(cli, items, s3_bucket):
+    done = cli(
+        *("jobs", "kubernetes", "--items", items, "--out", f"{s3_bucket}/sizes"),
+        *("--image", IMAGE, "--shards", 2, "--secret", "api.tokens"),
+        *("--tmp", "3Gi", "--model-cache", "2G", "--shared-memory", "512Mi"),
+    )
+    assert done.code == 0, done.err
+    pod = next(yaml.safe_load_all(done.out))["spec"]["template"]["spec"]
+    limits = {volume["name"]: volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"]}
+    assert limits == {"tmp": "3Gi", "cache": "2G", "shm": "512Mi"}
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "api.tokens"}}]
+
+
 def test_the_same_work_has_the_same_name(cli, items, s3_bucket):
     def render(*more: object) -> str:
         done = cli(
@@ -103,6 +116,7 @@ def test_the_same_work_has_the_same_name(cli, items, s3_bucket):
         (["--out", "local"], "--out must be a place that every pod can write to"),
         (["--out", "s3://b/x", "--overwrite"], "--overwrite is not for a fleet"),
         (["--out", "s3://b/x", "--identity", "role"], "--identity is no annotation"),
+        (["--out", "s3://b/x", "--tmp", "big"], "--tmp is no quantity"),
         (["--out", "s3://b/x", "--name", "A"], "--name is no name in Kubernetes"),
     ],
 )

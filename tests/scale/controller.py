@@ -1,51 +1,87 @@
 """What Kubernetes' Job controller does with the pods of an Indexed Job, on this machine.
 
 Follows the rendered document: `podFailurePolicy` in its order, `backoffLimitPerIndex`,
-`maxFailedIndexes`, `parallelism`. A pod is a process; its exit code is the container's. A pod that
-is preempted gets SIGKILL and the condition DisruptionTarget.
+`maxFailedIndexes`, `parallelism`. A pod is a process; its exit code is the container's. Only a pod
+that the cluster takes away (`Doom.DISRUPTED`) has the condition DisruptionTarget.
 https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-failure-policy
 """
 
 from __future__ import annotations
 
-import random
+import enum
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
+class Doom(enum.Enum):
+    """How a pod ends before its work does."""
+
+    # Preempted, evicted, drained, its node lost: SIGKILL here, with the condition.
+    DISRUPTED = "disrupted"
+    # The kernel kills what needs too much memory: SIGKILL, 137, no condition.
+    OUT_OF_MEMORY = "out of memory"
+    # Somebody ends the process: SIGTERM, 143, no condition.
+    TERMINATED = "terminated"
+    # It leaves by itself, with 75.
+    TEMPORARY = "temporary"
+
+
+SIGNALS = {
+    Doom.DISRUPTED: signal.SIGKILL,
+    Doom.OUT_OF_MEMORY: signal.SIGKILL,
+    Doom.TERMINATED: signal.SIGTERM,
+}
+
+
+@dataclass
+class Pod:
+    """A pod of an index. It has come to the point where it is to end when `ready` says so."""
+
+    process: subprocess.Popen[bytes]
+    doom: Doom | None = None
+    ready: Callable[[], bool] = lambda: False
+    is_signalled: bool = False
+
+
 @dataclass
 class Outcome:
-    """How a Job ended: indexes that completed and failed, and what happened to its pods."""
+    """How a Job ended: indexes that completed and failed, and what happened to its pods.
+
+    `ends`: (index, exit code, how it was ended) of each pod, in their order.
+    """
 
     complete: set[int] = field(default_factory=set)
     failed: set[int] = field(default_factory=set)
     job_failed: bool = False
-    exit_codes: list[tuple[int, int]] = field(default_factory=list)
-    preempted: int = 0
+    ends: list[tuple[int, int, Doom | None]] = field(default_factory=list)
+
+    def codes(self, index: int) -> list[int]:
+        """Exit codes of an index's pods."""
+        return [code for number, code, _ in self.ends if number == index]
 
 
 class Controller:
-    """Runs a Job. `start(index)` starts the process of a pod, with its environment set."""
+    """Runs a Job. `start(index, doom)` starts a pod, with its environment set.
+
+    `dooms` of an index are those of its first pods, one after the other.
+    """
 
     def __init__(
         self,
         job: dict[str, Any],
-        start: Callable[[int], subprocess.Popen[bytes]],
+        start: Callable[[int, Doom | None], Pod],
         *,
-        preempt: int = 0,
-        seed: int = 0,
-        after_s: tuple[float, float] = (2.0, 6.0),
+        dooms: Mapping[int, Sequence[Doom]] | None = None,
     ) -> None:
         self._spec = job["spec"]
         assert self._spec["completionMode"] == "Indexed"
         self._start = start
-        self._random = random.Random(seed)
-        self._preempt = preempt
-        self._after_s = after_s
-        self._pods: dict[int, tuple[subprocess.Popen[bytes], float | None]] = {}
+        self._dooms = {index: list(each) for index, each in (dooms or {}).items()}
+        self._pods: dict[int, Pod] = {}
         self._failures: dict[int, int] = {}
         self.outcome = Outcome()
 
@@ -59,9 +95,9 @@ class Controller:
                 self._look()
                 time.sleep(0.05)
         finally:
-            for pod, _ in self._pods.values():
-                pod.kill()
-                pod.wait()
+            for pod in self._pods.values():
+                pod.process.kill()
+                pod.process.wait()
         return self.outcome
 
     def _is_over(self) -> bool:
@@ -75,29 +111,27 @@ class Controller:
             ended = self.outcome.complete | self.outcome.failed
             if index in ended or index in self._pods:
                 continue
-            doom = None
-            if self._preempt > 0:
-                self._preempt -= 1
-                doom = time.monotonic() + self._random.uniform(*self._after_s)
-            self._pods[index] = (self._start(index), doom)
+            dooms = self._dooms.get(index)
+            self._pods[index] = self._start(index, dooms.pop(0) if dooms else None)
 
     def _look(self) -> None:
-        for index, (pod, doom) in list(self._pods.items()):
-            disrupted = False
-            if doom is not None and time.monotonic() >= doom and pod.poll() is None:
-                pod.kill()
-                disrupted = True
-                self.outcome.preempted += 1
+        for index, pod in list(self._pods.items()):
+            if pod.doom in SIGNALS and not pod.is_signalled and pod.ready():
+                assert pod.process.poll() is None, "it has ended before it was killed"
+                pod.process.send_signal(SIGNALS[pod.doom])
+                pod.is_signalled = True
             # podReplacementPolicy Failed: the next pod starts when this one has ended.
-            code = pod.wait() if disrupted else pod.poll()
+            code = pod.process.poll()
             if code is None:
                 continue
             del self._pods[index]
-            self.outcome.exit_codes.append((index, code))
+            # As the container runtime says it: 128 and the signal's number.
+            code = code if code >= 0 else 128 - code
+            self.outcome.ends.append((index, code, pod.doom))
             if code == 0:
                 self.outcome.complete.add(index)
             else:
-                self._failed(index, code if code > 0 else 128 - code, disrupted=disrupted)
+                self._failed(index, code, disrupted=pod.is_signalled and pod.doom is Doom.DISRUPTED)
 
     def _failed(self, index: int, code: int, *, disrupted: bool) -> None:
         match self._action(code, disrupted=disrupted):

@@ -182,7 +182,20 @@ def test_queue_and_secret():
         ({"name": "Geosam"}, "--name"),
         ({"name": "x" * 60}, "--name"),
         ({"queue": "a b"}, "--queue"),
+        ({"secret": "a..b"}, "--secret"),
+        ({"secret": ".a"}, "--secret"),
+        ({"secret": "a" * 254}, "--secret"),
+        ({"namespace": "a.b"}, "--namespace"),
+        ({"name": "a.b"}, "--name"),
         ({"memory": "16 GB"}, "--memory"),
+        ({"memory": "500m"}, "--memory"),
+        ({"cpu": "4Gi"}, "--cpu"),
+        ({"tmp": "0"}, "--tmp"),
+        ({"model_cache": "8gi"}, "--model-cache"),
+        ({"shared_memory": "1024 Mi"}, "--shared-memory"),
+        ({"tmp": "16Gi"}, "--tmp and --model-cache do not fit in --ephemeral-storage"),
+        ({"tmp": "21G", "weights": "image", "ephemeral_storage": "20G"}, "--tmp do not fit"),
+        ({"shared_memory": "17179869185"}, "--shared-memory do not fit in --memory"),
         ({"ephemeral_storage": "lots"}, "--ephemeral-storage"),
         ({"shards": 0}, "--shards"),
         ({"shards": 100_001}, "--shards"),
@@ -193,6 +206,24 @@ def test_queue_and_secret():
 def test_refused(change, said):
     with pytest.raises(UsageError, match=said):
         JobSpec(**(PLAIN | change))
+
+
+def test_names_may_be_dns_subdomains():
+    names = {"secret": "tokens.source-api.v1", "service_account": "a.b", "weights": "sam.weights"}
+    (container,) = documents(JobSpec(**PLAIN, **names))[0]["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "tokens.source-api.v1"}}]
+
+
+def test_the_finalizer_keeps_its_wait():
+    """Its pods have the Job's name for it; its deadline covers the wait that `Clock` may take."""
+    encode, finalize = _jobs("plain")
+    (container,) = finalize["spec"]["template"]["spec"]["containers"]
+    (attempt,) = [env for env in container["env"] if env["name"] == "GEOSAM_STAC_ATTEMPT"]
+    field = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert attempt["valueFrom"] == {"fieldRef": {"fieldPath": field}}
+    wait_s = int(container["args"][container["args"].index("--wait") + 1])
+    assert finalize["spec"]["activeDeadlineSeconds"] > 2 * wait_s
+    assert wait_s >= encode["spec"]["activeDeadlineSeconds"]
 
 
 def test_static_copies_are_what_is_rendered():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from geosam_stac.errors import DataError, TemporaryError, UsageError
+from geosam_stac.errors import ConfigurationError, DataError, TemporaryError, UsageError
 from geosam_stac.pipeline import encode_part, encode_scene
 from geosam_stac.scale.finalize import finalize_scene
 from geosam_stac.scale.kubernetes import JobSpec, documents
@@ -18,19 +21,19 @@ from geosam_stac.types import Part
 from tests import rasters
 from tests.cli.conftest import make_item
 from tests.fakes import fake_session
-from tests.scale.controller import Controller
+from tests.scale.controller import SIGNALS, Controller, Doom, Pod
 from tests.scale.outputs import assert_same, contents, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "example/geosam-stac@sha256:" + "0" * 64
 
 
-def _command(*argv: object, input_px: int = 64, seconds: float = 0.0) -> list[str]:
-    main = ("-W", "ignore", "-m", "tests.scale.main", input_px, seconds)
+def _command(*argv: object, input_px: int = 64) -> list[str]:
+    main = ("-W", "ignore", "-m", "tests.scale.main", input_px, 0)
     return [sys.executable, *map(str, (*main, *argv))]
 
 
-def _run(*argv: object, index: int | None = None, **options: float) -> subprocess.CompletedProcess:
+def _run(*argv: object, index: int | None = None, **options: int) -> subprocess.CompletedProcess:
     more = {} if index is None else {"JOB_COMPLETION_INDEX": str(index)}
     return subprocess.run(
         _command(*argv, **options),
@@ -78,6 +81,28 @@ def many(tmp_path) -> Path:
     return items
 
 
+def _starter(tmp_path: Path, *argv: object, seed: int = 0) -> Callable[[int, Doom | None], Pod]:
+    """Starts pods; one that is doomed comes to its end in a batch of its first few."""
+    rng = random.Random(seed)
+    numbers = itertools.count()
+
+    def start(index: int, doom: Doom | None) -> Pod:
+        more = {"JOB_COMPLETION_INDEX": str(index)}
+        mark = tmp_path / f"mark-{next(numbers)}"
+        if doom is not None:
+            more["FAKE_DOOM"] = f"{rng.randint(2, 4)}:{mark if doom in SIGNALS else ''}"
+        process = subprocess.Popen(
+            _command("encode", *argv, "-q"),
+            cwd=ROOT,
+            env=environment(**more),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return Pod(process=process, doom=doom, ready=mark.exists)
+
+    return start
+
+
 def test_eight_shards_with_random_kills(tmp_path, many):
     out = tmp_path / "out"
     single = _run("encode", "--items", many, *_options(out), "-q")
@@ -85,21 +110,20 @@ def test_eight_shards_with_random_kills(tmp_path, many):
     expected = contents(out)
     assert len([name for name in expected if name.endswith("manifest.parquet")]) == 41
     out.rename(tmp_path / "single")
-
-    def start(index: int) -> subprocess.Popen[bytes]:
-        # Slow enough to be killed in the middle.
-        command = _command(
-            "encode", "--items", many, *_options(out), "--shard", 8, "-q", seconds=0.02
-        )
-        more = environment(JOB_COMPLETION_INDEX=str(index))
-        return subprocess.Popen(
-            command, cwd=ROOT, env=more, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-
-    outcome = Controller(_job(8), start, preempt=6, seed=3).run(limit_s=240)
+    dooms = {
+        # Once more than backoffLimitPerIndex: what the cluster takes away does not count.
+        2: [Doom.DISRUPTED] * 4,
+        # These count, and are as many as may be.
+        5: [Doom.OUT_OF_MEMORY, Doom.TERMINATED, Doom.TEMPORARY],
+        6: [Doom.TERMINATED],
+    }
+    start = _starter(tmp_path, "--items", many, *_options(out), "--shard", 8, seed=3)
+    outcome = Controller(_job(8), start, dooms=dooms).run(limit_s=400)
     assert outcome.complete == set(range(8))
     assert not outcome.failed and not outcome.job_failed
-    assert outcome.preempted >= 1
+    assert outcome.codes(2) == [137] * 4 + [0]
+    assert outcome.codes(5) == [137, 143, 75, 0]
+    assert outcome.codes(6) == [143, 0]
     # What an earlier run had told of these scenes, which are done now.
     stale = {"id": json.loads(many.read_text().splitlines()[0])["id"], "geosam:failed": {}}
     (out / "failed.ndjson").write_text(json.dumps(stale) + "\n")
@@ -111,46 +135,72 @@ def test_eight_shards_with_random_kills(tmp_path, many):
     assert_same(contents(out), expected)
 
 
-def test_failures_go_by_the_policy(tmp_path, many):
+def test_an_index_that_fails_too_often_is_told(tmp_path, many):
     out = tmp_path / "out"
-    lines = many.read_text().splitlines()[:6]
-    broken = json.loads(lines[2])
-    broken["assets"]["image"]["href"] = str(tmp_path / "nowhere.tif")
     items = tmp_path / "some.ndjson"
-    items.write_text("\n".join([*lines, json.dumps(broken | {"id": "broken"})]))
-
-    def start(index: int) -> subprocess.Popen[bytes]:
-        command = _command("encode", "--items", items, *_options(out), "--shard", 3, "-q")
-        more = environment(JOB_COMPLETION_INDEX=str(index))
-        return subprocess.Popen(
-            command, cwd=ROOT, env=more, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-
-    job = _job(3)
-    outcome = Controller(job, start).run(limit_s=120)
-    # 65 is for good: the index fails at once, without another try, and the others go on.
-    assert len(outcome.failed) == 1
-    assert sorted(code for _, code in outcome.exit_codes) == [0, 0, 65]
-    assert outcome.job_failed is False
-    done = _run("finalize", "--items", items, *_options(out), "--shards", 3)
-    assert done.returncode == 3
-    assert "broken" in done.stderr
+    items.write_text("\n".join(many.read_text().splitlines()[:6]))
+    options = ("--items", items, *_options(out))
+    start = _starter(tmp_path, *options, "--shard", 3)
+    dooms = {1: [Doom.OUT_OF_MEMORY, Doom.TEMPORARY, Doom.OUT_OF_MEMORY, Doom.OUT_OF_MEMORY]}
+    outcome = Controller(_job(3), start, dooms=dooms).run(limit_s=240)
+    assert outcome.codes(1) == [137, 75, 137, 137]
+    assert (outcome.failed, outcome.complete) == ({1}, {0, 2})
+    assert not outcome.job_failed
+    done = _run("finalize", *options, "--shards", 3)
+    assert done.returncode == 75
+    # The third pod's report is not there any more: the fourth has begun.
+    assert "of these have begun, and have not come to their end: 1" in done.stderr
+    assert "run them again: `encode --shard I/3`" in done.stderr
+    assert _run("encode", *options, "--shard", "1/3").returncode == 0
+    done = _run("finalize", *options, "--shards", 3)
+    assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 6
-    (failed,) = (out / "failed.ndjson").read_text().splitlines()
-    assert json.loads(failed)["id"] == "broken"
+
+
+def _copies(many: Path, items: Path, *, broken: Sequence[bool]) -> None:
+    """Scenes of one size; of the broken ones the asset is not there."""
+    document = json.loads(many.read_text().splitlines()[2])
+    lines = []
+    for number, is_broken in enumerate(broken):
+        copy = json.loads(json.dumps(document)) | {"id": f"copy-{number}"}
+        if is_broken:
+            copy["assets"]["image"]["href"] = str(items.parent / "nowhere.tif")
+        lines.append(json.dumps(copy))
+    items.write_text("\n".join(lines))
+
+
+def test_broken_scenes_do_not_end_a_job(tmp_path, many):
+    out, items = tmp_path / "out", tmp_path / "some.ndjson"
+    # One in each shard: scenes of one size go to the shards in turns.
+    _copies(many, items, broken=[False] * 3 + [True] * 3 + [False] * 3)
+    options = ("--items", items, *_options(out))
+    outcome = Controller(_job(3), _starter(tmp_path, *options, "--shard", 3)).run(limit_s=120)
+    assert sorted(outcome.ends) == [(0, 0, None), (1, 0, None), (2, 0, None)]
+    done = _run("finalize", *options, "--shards", 3)
+    assert done.returncode == 3
+    assert "copy-3" in done.stderr
+    assert len(done.stdout.splitlines()) == 6
+    failed = (out / "failed.ndjson").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in failed] == ["copy-3", "copy-4", "copy-5"]
+    again = _run("finalize", *options, "--shards", 3)
+    assert (again.returncode, again.stdout) == (3, done.stdout)
+
+
+def test_a_shard_of_which_nothing_is_left_fails_its_index(tmp_path, many):
+    out, items = tmp_path / "out", tmp_path / "some.ndjson"
+    _copies(many, items, broken=[False, True])
+    options = ("--items", items, *_options(out))
+    outcome = Controller(_job(2), _starter(tmp_path, *options, "--shard", 2)).run(limit_s=120)
+    # At once, without another try, and the others go on.
+    assert sorted(outcome.ends) == [(0, 0, None), (1, 65, None)]
+    assert outcome.failed == {1} and not outcome.job_failed
 
 
 def test_a_mistake_in_the_options_ends_the_job(tmp_path, many):
-    def start(index: int) -> subprocess.Popen[bytes]:
-        command = _command(
-            "encode", "--items", many, "--shard", 3, "--stride", 0, "--out", tmp_path
-        )
-        more = environment(JOB_COMPLETION_INDEX=str(index))
-        return subprocess.Popen(command, cwd=ROOT, env=more, stderr=subprocess.DEVNULL)
-
-    outcome = Controller(_job(3, parallelism=1), start).run(limit_s=60)
+    argv = ("--items", many, "--shard", 3, "--stride", 0, "--out", tmp_path)
+    outcome = Controller(_job(3, parallelism=1), _starter(tmp_path, *argv)).run(limit_s=60)
     assert outcome.job_failed
-    assert outcome.exit_codes == [(0, 2)]
+    assert outcome.ends == [(0, 2, None)]
 
 
 def test_missing_shards_are_named(tmp_path, many):
@@ -163,9 +213,30 @@ def test_missing_shards_are_named(tmp_path, many):
     assert done.returncode == 75
     assert "shards that have not reported: 1, 3" in done.stderr
     assert "parts of the scene are missing" in done.stderr
+    # An Item that is gone is not believed to be there.
+    (item, *_) = sorted(out.glob("*/scene-*.json"))
+    item.unlink()
+    done = _run("finalize", "--items", many, *_options(out), "--shards", 4)
+    assert str(item) not in done.stdout
+    assert "reported the scene as done, but its Item is not there" in done.stderr
     other = _run("finalize", "--items", many, *_options(out), "--shards", 5)
     assert other.returncode == 75
     assert "have not reported: 0, 1, 2, 3, 4" in other.stderr
+
+
+def test_what_ends_every_shard_is_not_waited_for(tmp_path, cli, fake, fake_model):
+    options = [*fake[1:], "--item", str(make_item(tmp_path, "other"))]
+    assert cli("encode", *fake[1:], "--shard", "0/1").code == 0  # the model loads
+
+    def refuse(_: int) -> None:
+        raise ConfigurationError("the device is not there")
+
+    fake_model.before = refuse
+    assert cli("encode", *options, "--shard", "0/2").code == 78
+    done = cli("finalize", *options, "--shards", 2, "--wait", 100_000, "--attempt", "job-1")
+    assert done.code == 75
+    assert "shard 0 has ended the run: the device is not there" in done.err
+    assert "shards that have not reported: 0" in done.err
 
 
 @pytest.fixture(scope="module")
