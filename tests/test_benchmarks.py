@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.benchmarks.end_to_end import device_busy
+from tests.benchmarks.fleet import simulate
 
 
 def run(monkeypatch, capsys, name: str, *arguments: str) -> list[list[str]]:
@@ -63,3 +64,18 @@ def test_scaling(monkeypatch, capsys):
 def test_a_device_is_never_busier_than_the_whole_run():
     assert device_busy([3.0, 2.0], 4.0) == "50% (the encoder alone: 2.0 to 3.0 s)"
     assert device_busy([5.0, 6.0], 4.0).startswith("100% ")
+
+
+def test_a_simulated_fleet_pays_for_what_it_reads_back():
+    options = {"chips": 20_000, "workers": 2, "shards_per_worker": 2, "rate": 10.0}
+    options |= {"start_s": 60.0, "seed": 1, "resume": "chip", "scene_chips": 400}
+    calm = simulate(**options, lost_per_hour=0.0, reread_rate=10.0)
+    assert calm.reread_chips == 0
+    assert calm.paid_h == pytest.approx((20_000 / 10 + 4 * 60) / 3600)
+    lossy = simulate(**options, lost_per_hour=6.0, reread_rate=10.0)
+    free = simulate(**options, lost_per_hour=6.0, reread_rate=1e12)
+    assert lossy.reread_chips > 0
+    assert lossy.wasted_fraction > free.wasted_fraction > calm.wasted_fraction
+    # A scene under way is never more than the whole one.
+    small = simulate(**(options | {"scene_chips": 1}), lost_per_hour=6.0, reread_rate=10.0)
+    assert small.reread_chips == 0

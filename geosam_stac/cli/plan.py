@@ -46,8 +46,8 @@ def plan(
         _fleet_option(
             "--rate",
             "CHIPS/S",
-            "Chips a second of one device, as you measured it. Default: estimated from this "
-            "machine's.",
+            "Chips a second of one device: your assumption, which is printed as such. Without it "
+            "the time is guessed from this machine's: no GPU's rate has been measured.",
         ),
     ] = None,
     price: Annotated[
@@ -80,13 +80,18 @@ def plan(
 def _estimate(plans: list[Plan], workers: int, rate: float | None, price: float | None) -> Fleet:
     from geosam_stac.scale.fleet import estimate
 
-    source = "--rate"
+    source = "your assumption, given with --rate"
     if rate is None:
         first = plans[0]
         seconds = sum(plan.estimated_seconds or 0.0 for plan in plans)
         rate = sum(plan.chips for plan in plans) / seconds if seconds else 0.0
         source = (
-            f"estimated from matrix products timed just now on this machine's {first.device} in "
-            f"{first.precision}: measure your own, and give --rate"
+            f"a guess from matrix products timed just now on this machine's {first.device} in "
+            f"{first.precision}, NOT a measured rate"
+        )
+        console.warn(
+            "no rate of a GPU has been measured by this project: time and cost of the fleet are "
+            "guessed from this machine's arithmetic. Encode a scene on one of the fleet's "
+            "machines, and give its chips a second as --rate"
         )
     return estimate(plans, workers=workers, rate=rate, rate_source=source, price=price)

@@ -10,7 +10,8 @@ def test_command(cli, item):
     assert done.code == 0, done.err
     assert "chips    4" in done.out
     assert "2 workers" in done.out
-    assert "8 chips/s a worker (--rate)" in done.out
+    assert "8 chips/s a worker (your assumption, given with --rate)" in done.out
+    assert "measured" not in done.err
 
 
 def test_command_in_json(cli, item):
@@ -19,7 +20,9 @@ def test_command_in_json(cli, item):
     plan, fleet = map(json.loads, done.lines)
     assert plan["chips"] == fleet["fleet"]["chips"] == 4
     assert fleet["fleet"]["cost"] == fleet["fleet"]["worker_hours"]
-    assert "measure your own" in fleet["fleet"]["rate_source"]
+    assert "NOT a measured rate" in fleet["fleet"]["rate_source"]
+    assert "no rate of a GPU has been measured by this project" in done.err
+    assert "--rate" in done.err
 
 
 def test_rate_without_a_fleet(cli, item):

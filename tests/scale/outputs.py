@@ -18,6 +18,8 @@ def contents(out: Path) -> dict[str, object]:
         name = path.relative_to(out).as_posix()
         if not path.is_file() or name.startswith(("runs/", "index/")) or path.name in UNEQUAL:
             continue
+        if path.name.startswith("."):  # what SIGKILL left half-written: hidden, and no key
+            continue
         if path.suffix == ".json" and path.stem == path.parent.name:
             document = json.loads(path.read_text())
             for moment in MOMENTS:
