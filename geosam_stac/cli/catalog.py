@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.models import Json, Quiet, Verbose
+from geosam_stac.cli.options import Json, Quiet, Verbose
 
 app = typer.Typer(
     help="The static catalog of your own features. (`catalogs`: profiles of public STAC APIs.)",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,9 +22,6 @@ app = typer.Typer(
     help="Profiles of public STAC APIs: list them, show their presets.", no_args_is_help=True
 )
 
-Json = Annotated[
-    bool, typer.Option("--json", metavar=NO_METAVAR, help="Results as JSON, one line each.")
-]
 
 # Columns where there is no terminal to ask: wide enough for most presets a line.
 PIPE_WIDTH = 120

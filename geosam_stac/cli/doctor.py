@@ -9,7 +9,7 @@ import typer
 
 from geosam_stac.cli import console
 from geosam_stac.cli.guard import failed
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import Json
 
 
 def doctor(
@@ -23,9 +23,7 @@ def doctor(
             "--out", metavar="PATH|URL", help="Try to write there: one small object, deleted again."
         ),
     ] = None,
-    json_lines: Annotated[
-        bool, typer.Option("--json", metavar=NO_METAVAR, help="Results as JSON, one line each.")
-    ] = False,
+    json_lines: Json = False,
 ) -> None:
     """Show versions, devices, fetched weights and credentials found (never their values).
 

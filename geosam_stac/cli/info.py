@@ -18,7 +18,7 @@ import typer
 from geosam_stac.cli import console
 from geosam_stac.cli.info_text import feature_lines, source_lines
 from geosam_stac.cli.inputs import Inputs
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import NO_METAVAR, Json, Quiet, Verbose
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import GeosamStacError
 from geosam_stac.retry import ONCE, Retries
@@ -68,15 +68,9 @@ def info(
             help="Follow hrefs of a remote Item to this machine and private networks.",
         ),
     ] = False,
-    json_lines: Annotated[
-        bool, typer.Option("--json", metavar=NO_METAVAR, help="As one JSON document.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-    ] = False,
+    json_lines: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """An Item's bands, grids and CRS, and what a default encode would do; a feature Item's facts.
 

@@ -10,20 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import Json, Quiet, Verbose
 from geosam_stac.errors import ConfigurationError
 
 app = typer.Typer(help="The encoders: list, fetch and verify their weights.", no_args_is_help=True)
-
-Json = Annotated[
-    bool, typer.Option("--json", metavar=NO_METAVAR, help="Results as JSON, one line each.")
-]
-Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-]
-Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-]
 
 
 @app.command("list")

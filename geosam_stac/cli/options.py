@@ -27,6 +27,14 @@ from geosam_stac.errors import UsageError
 # A flag takes no value: its type would only fill the line.
 NO_METAVAR = " "
 
+# Of every command; those that take EncodeConfig have them in the environment, too: `takes_config`.
+_QUIET, _VERBOSE = "Warnings and errors only.", "Tracebacks of errors, too."
+Json = Annotated[
+    bool, typer.Option("--json", metavar=NO_METAVAR, help="Results as JSON, one line each.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help=_QUIET)]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help=_VERBOSE)]
+
 # What help shows in place of a type; options without an entry show their type.
 METAVARS = {
     "bands": "NAME,...",
@@ -180,8 +188,8 @@ def flag(*names: str, help: str) -> Any:
 
 def _verbosity() -> list[inspect.Parameter]:
     flags = {
-        "quiet": Annotated[bool, flag("-q", "--quiet", help="Warnings and errors only.")],
-        "verbose": Annotated[bool, flag("-v", "--verbose", help="Tracebacks of errors, too.")],
+        "quiet": Annotated[bool, flag("-q", "--quiet", help=_QUIET)],
+        "verbose": Annotated[bool, flag("-v", "--verbose", help=_VERBOSE)],
     }
     return [
         inspect.Parameter(

@@ -9,7 +9,7 @@ import typer
 from geosam_stac.cli import console
 from geosam_stac.cli.encode import plan_all
 from geosam_stac.cli.inputs import Inputs, takes_inputs
-from geosam_stac.cli.options import NO_METAVAR, InForce, takes_config
+from geosam_stac.cli.options import InForce, Json, takes_config
 from geosam_stac.cli.plan_text import fleet_lines
 from geosam_stac.cli.sessions import opened
 from geosam_stac.errors import UsageError
@@ -53,10 +53,7 @@ def plan(
     price: Annotated[
         float | None, _fleet_option("--price", "PRICE", "Of one device for an hour.")
     ] = None,
-    json_lines: Annotated[
-        bool,
-        typer.Option("--json", metavar=NO_METAVAR, help="Results as JSON, one line each."),
-    ] = False,
+    json_lines: Json = False,
     in_force: InForce,
 ) -> None:
     """Say what encoding would take: chips, bytes, objects, time; with --fleet for N machines.

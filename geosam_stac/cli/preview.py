@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import NO_METAVAR, Quiet, Verbose
 from geosam_stac.errors import UsageError
 
 SUFFIXES = (".tif", ".tiff", ".png")
@@ -40,12 +40,8 @@ def preview(
             "--refit", metavar=NO_METAVAR, help="Find the colours anew, though some are stored."
         ),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Show the image embeddings as colours: their three principal components, chips blended.
 

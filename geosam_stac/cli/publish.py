@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.models import Quiet, Verbose
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import NO_METAVAR, Quiet, Verbose
 from geosam_stac.credentials import TOKEN_VARIABLE, api_headers
 
 

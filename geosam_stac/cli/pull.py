@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import Json, Quiet, Verbose
 from geosam_stac.errors import UsageError
 
 
@@ -47,15 +47,9 @@ def pull(
         str,
         typer.Option("--bbox-crs", metavar="CRS", help="CRS of --bbox; native is the scene's own."),
     ] = "EPSG:4326",
-    json_lines: Annotated[
-        bool, typer.Option("--json", metavar=NO_METAVAR, help="As one JSON document.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-    ] = False,
+    json_lines: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Copy features into a local folder that the Geo-SAM plugin opens as it is.
 

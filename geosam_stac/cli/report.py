@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import Quiet, Verbose
 
 
 def report(
@@ -35,12 +35,8 @@ def report(
             "stored (see preview --asset).",
         ),
     ] = 500,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write one self-contained HTML page: footprints, chips, pictures, provenance, time, size.
 

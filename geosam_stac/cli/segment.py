@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import NO_METAVAR, Json, Quiet, Verbose
 from geosam_stac.cli.pull import numbers
 from geosam_stac.errors import EXIT_PARTIAL, UsageError
 
@@ -95,15 +95,9 @@ def segment(
             help="Follow an object across its chip's border.",
         ),
     ] = True,
-    json_lines: Annotated[
-        bool, typer.Option("--json", metavar=NO_METAVAR, help="As one JSON document.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-    ] = False,
+    json_lines: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Prompt features that are encoded already: points, boxes, a mask, or a file of prompts.
 

@@ -13,7 +13,7 @@ from geosam_stac.cli import console
 from geosam_stac.cli.failures import Failures, scene_keys
 from geosam_stac.cli.guard import failed
 from geosam_stac.cli.inputs import FATAL, Inputs, Work, takes_inputs
-from geosam_stac.cli.options import NO_METAVAR, InForce, takes_config
+from geosam_stac.cli.options import InForce, Json, takes_config
 from geosam_stac.cli.plan_text import count_text, duration_text
 from geosam_stac.cli.sessions import opened
 from geosam_stac.cli.tally import publisher_of
@@ -153,10 +153,7 @@ def finalize(
             show_envvar=False,
         ),
     ] = None,
-    json_lines: Annotated[
-        bool,
-        typer.Option("--json", metavar=NO_METAVAR, help="Results as JSON, one line each."),
-    ] = False,
+    json_lines: Json = False,
     in_force: InForce,
 ) -> None:
     """End a run of shards: put split scenes together, and say what failed or is missing.

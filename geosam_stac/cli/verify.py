@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geosam_stac.cli import console
-from geosam_stac.cli.options import NO_METAVAR
+from geosam_stac.cli.options import NO_METAVAR, Json, Quiet, Verbose
 from geosam_stac.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -51,15 +51,9 @@ def verify(
             help="For --repair: an Item on a store may name sources on this machine.",
         ),
     ] = False,
-    json_lines: Annotated[
-        bool, typer.Option("--json", metavar=NO_METAVAR, help="As one JSON document.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", metavar=NO_METAVAR, help="Warnings and errors only.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", metavar=NO_METAVAR, help="Tracebacks of errors, too.")
-    ] = False,
+    json_lines: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Check every object of an encoded scene against its recorded size and sha256.
 
