@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geosam_stac.encoders.registry import ModelEntry
-    from geosam_stac.store.opened import FeatureItem
+    from geosam_stac.store.scene import Scene
 
 _UNTRAINED = "untrained"
 # A mask as a prompt: the logits that SAM 2 itself makes of one (sam2_base.py,
@@ -104,7 +104,7 @@ def to_input(chip: StoredChip, x: float, y: float) -> tuple[float, float]:
 
 
 def load_decoder(
-    scene: FeatureItem,
+    scene: Scene,
     checkpoint: str | None = None,
     *,
     cache_dir: Path | None = None,
@@ -159,7 +159,7 @@ def load_decoder(
     return Decoder(entry, model)
 
 
-def _random_weights(scene: FeatureItem) -> str:
+def _random_weights(scene: Scene) -> str:
     """`untrained:SEED`: the Item says no more than `untrained`, run.json has the seed."""
     try:
         label = json.loads(scene.read_key("run.json"))["run"]["model"]["weights"]
@@ -169,7 +169,7 @@ def _random_weights(scene: FeatureItem) -> str:
     return label if is_said else f"{_UNTRAINED}:0"
 
 
-def _mismatch(scene: FeatureItem, got: str, what: str) -> ConfigurationError:
+def _mismatch(scene: Scene, got: str, what: str) -> ConfigurationError:
     return ConfigurationError(
         "the features were encoded with other weights: masks of these would mean nothing",
         item=scene.item.id,

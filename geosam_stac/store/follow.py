@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from geosam_stac.store.chip import StoredChip
-    from geosam_stac.store.opened import FeatureItem
     from geosam_stac.store.prompting import ObjectPrompt
+    from geosam_stac.store.scene import Scene
 
     Mask = NDArray[np.bool_]
 
@@ -131,7 +131,7 @@ class _Known:
 
 
 def segment_object(
-    scene: FeatureItem,
+    scene: Scene,
     decoder: Predictor,
     prompt: ObjectPrompt,
     *,
@@ -172,7 +172,7 @@ def segment_object(
     return [known.result(prompt.id, _follow(scene, decoder, prompt, known, row))]
 
 
-def pick_chip(scene: FeatureItem, prompt: ObjectPrompt) -> int:
+def pick_chip(scene: Scene, prompt: ObjectPrompt) -> int:
     """The row of the chip to prompt: as Geo-SAM, that covers all of it and has the nearest centre.
 
     Where none covers all of it, the one that covers its first point, or its centre.
@@ -192,7 +192,7 @@ def pick_chip(scene: FeatureItem, prompt: ObjectPrompt) -> int:
 
 
 def _follow(
-    scene: FeatureItem, decoder: Predictor, prompt: ObjectPrompt, known: _Known, row: int
+    scene: Scene, decoder: Predictor, prompt: ObjectPrompt, known: _Known, row: int
 ) -> bool:
     """Prompt neighbours until no border is open; whether the object is complete then."""
     tried = {row}
@@ -306,7 +306,7 @@ def _reaches(box: Box, border: _Border) -> bool:
     return box[0] <= x <= box[2] and box[1] <= y <= box[3]
 
 
-def _borders(scene: FeatureItem, known: _Known, number: int) -> list[_Border]:
+def _borders(scene: Scene, known: _Known, number: int) -> list[_Border]:
     """Where a chip's part of the object reaches a border beyond which nothing is known yet."""
     window, mask = known.windows[number], known.masks[number]
     height, width = scene.geobox.shape
@@ -337,7 +337,7 @@ def _seen_at(known: _Known, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> M
     return seen
 
 
-def _neighbour(scene: FeatureItem, border: _Border, tried: set[int]) -> int | None:
+def _neighbour(scene: Scene, border: _Border, tried: set[int]) -> int | None:
     """The untried chip that covers most of what lies beyond a border; of equals, the nearest."""
     rows = [row for row in scene.index.holding(border.rows, border.cols) if row not in tried]
     if not rows:

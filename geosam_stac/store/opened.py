@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import geopandas as gpd
 import pystac
@@ -31,9 +31,6 @@ from geosam_stac.store.places import LONLAT, box_in, point_in
 from geosam_stac.store.prompting import from_arguments, from_layer
 from geosam_stac.store.segmentation import Segmentation
 from geosam_stac.store.segmenting import check_levels, segment
-
-if TYPE_CHECKING:
-    pass
 
 CACHE_CHIPS = 8
 """Chips whose tensors stay in memory; a SAM 2 chip of float16 has 8 MB."""

@@ -23,7 +23,7 @@ from geosam_stac.store.places import LONLAT, box_in, find_crs, points_in
 if TYPE_CHECKING:
     import geopandas as gpd
 
-    from geosam_stac.store.opened import FeatureItem
+    from geosam_stac.store.scene import Scene
 
 Box = tuple[float, float, float, float]
 
@@ -75,7 +75,7 @@ class ObjectPrompt:
 
 
 def from_arguments(
-    scene: FeatureItem,
+    scene: Scene,
     *,
     points: Sequence[tuple[float, float]] = (),
     labels: Sequence[int] | None = None,
@@ -139,21 +139,21 @@ def from_arguments(
     ]
 
 
-def _pixel(scene: FeatureItem, point: Any, said: str) -> tuple[float, float]:
+def _pixel(scene: Scene, point: Any, said: str) -> tuple[float, float]:
     if point.is_empty or not scene.geobox.extent.geom.covers(point):
         raise scene.not_covered(point, said)
     x, y = ~scene.geobox.affine * (point.x, point.y)
     return float(x), float(y)
 
 
-def _box(scene: FeatureItem, box: Box, crs: str) -> Box:
+def _box(scene: Scene, box: Box, crs: str) -> Box:
     area = box_in(box, crs, scene.geobox)
     if area.is_empty:
         raise scene.not_covered(area, ",".join(f"{value:.10g}" for value in box))
     return _bounds_px(scene, area)
 
 
-def _bounds_px(scene: FeatureItem, area: Any) -> Box:
+def _bounds_px(scene: Scene, area: Any) -> Box:
     back = ~scene.geobox.affine
     corners = shapely.get_coordinates(area)
     xy = np.array([back * (x, y) for x, y in corners])
@@ -164,7 +164,7 @@ def _bounds_px(scene: FeatureItem, area: Any) -> Box:
 # Masks
 
 
-def _mask(scene: FeatureItem, mask: Any, crs: str) -> tuple[Any, Box]:
+def _mask(scene: Scene, mask: Any, crs: str) -> tuple[Any, Box]:
     """A mask as a geometry in the scene's CRS, and its bounds in px."""
     if isinstance(mask, str | Path):
         area, own = _read_mask(Path(mask))
@@ -231,7 +231,7 @@ def read_layer(path: Path, flag: str) -> gpd.GeoDataFrame:
 
 
 def from_layer(
-    scene: FeatureItem, layer: gpd.GeoDataFrame | str | Path
+    scene: Scene, layer: gpd.GeoDataFrame | str | Path
 ) -> tuple[list[ObjectPrompt], dict[Hashable, UsageError]]:
     """The objects of a vector layer.
 
@@ -289,9 +289,7 @@ def _label(value: Any) -> int:
         raise UsageError("a label of --prompts is neither 1 nor 0", got=repr(value)) from error
 
 
-def _of_rows(
-    scene: FeatureItem, name: Hashable, rows: list[Mapping[str, Any]], crs: str
-) -> ObjectPrompt:
+def _of_rows(scene: Scene, name: Hashable, rows: list[Mapping[str, Any]], crs: str) -> ObjectPrompt:
     points: list[tuple[float, float]] = []
     labels: list[int] = []
     boxes: list[Box] = []

@@ -11,11 +11,11 @@ from geosam_stac.store.prompting import ObjectPrompt
 from geosam_stac.store.segmentation import Segmentation
 
 if TYPE_CHECKING:
-    from geosam_stac.store.opened import FeatureItem
+    from geosam_stac.store.scene import Scene
 
 
 def segment(
-    scene: FeatureItem,
+    scene: Scene,
     decoder: Predictor,
     prompts: Sequence[ObjectPrompt],
     *,
@@ -72,7 +72,7 @@ def segment(
     )
 
 
-def check_levels(scene: FeatureItem) -> None:
+def check_levels(scene: Scene) -> None:
     """DataError where the levels that the model's decoder needs were left out.
 
     Told before weights are loaded: the decoder would say it, too.
