@@ -6,13 +6,16 @@ is held is one row of chips in three planes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pystac
@@ -29,6 +32,7 @@ from geosam_stac.errors import DataError
 from geosam_stac.features import IMAGE_EMBED
 from geosam_stac.storage import Store
 from geosam_stac.store import FeatureItem, StoredChip
+from geosam_stac.thumbnail import factor_of, valid_of
 from geosam_stac.types import Window
 
 OVERVIEW, COLOURS = "overview", "pca"
@@ -63,10 +67,15 @@ def projection(features: FeatureItem, *, refit: bool = False, seed: int = 0) -> 
     rows = np.arange(len(features.manifest))
     if len(rows) > FIT_CHIPS:
         rows = np.sort(np.random.default_rng(seed).choice(rows, FIT_CHIPS, replace=False))
+    valid = _Validity.of(features)
     samples = []
     for row in rows:
         chip = features.chip_of_row(int(row))
-        content = mosaic.content_of(_embedding(chip), _cells(features, chip))
+        cells = _cells(features, chip)
+        content = mosaic.content_of(_embedding(chip), cells)
+        known = valid.under(cells, chip.window.row_off, chip.window.col_off, content.shape[1:])
+        if known.any():  # what nodata looks like to the encoder is nobody's colour
+            content = content[:, known]
         samples.append(pca.sample(content, name=chip.id, count=FIT_VECTORS, seed=seed))
     if not samples:
         raise DataError("the scene has no chip with a feature", item=features.item.id)
@@ -77,13 +86,15 @@ def cog(features: FeatureItem, colours: pca.Projection, path: Path) -> None:
     """Write the picture as a COG: three bands of uint8, 0 is nodata, a pixel a cell.
 
     Its grid has the scene's CRS and origin, and ends within half a pixel of the scene's ends.
-    Areas that no chip with a feature covers are nodata.
+    Nodata are areas that no chip with a feature covers, and cells whose centre the scene's
+    thumbnail shows without a valid pixel.
     """
     first = next(features.chips(), None)
     if first is None:
         raise DataError("the scene has no chip with a feature", item=features.item.id)
     cells = _cells(features, first)
     height, width = cells.shape
+    valid = _Validity.of(features)
     with tempfile.TemporaryDirectory(prefix="geosam-stac-") as folder:
         # The COG driver writes a whole file at once; strips go to a plain one first.
         plain = Path(folder) / "strips.tif"
@@ -102,7 +113,8 @@ def cog(features: FeatureItem, colours: pca.Projection, path: Path) -> None:
             BIGTIFF="IF_SAFER",
         ) as dataset:
             for row, values, covered in mosaic.blend(cells, _coloured(features, cells, colours)):
-                pixels = np.where(covered, pca.to_rgb8(values), np.uint8(NODATA))
+                known = covered & valid.under(cells, row * cells.cell_px[0], 0, covered.shape)
+                pixels = np.where(known, pca.to_rgb8(values), np.uint8(NODATA))
                 dataset.write(pixels, window=RasterWindow(0, row, width, pixels.shape[1]))
         rasterio.shutil.copy(
             plain, path, driver="COG", COMPRESS="DEFLATE", RESAMPLING="AVERAGE", NUM_THREADS="1"
@@ -184,6 +196,42 @@ def attach(features: FeatureItem, colours: pca.Projection, picture: bytes) -> py
     item.stac_extensions = sorted({*item.stac_extensions, *items.used_extensions(item)})
     store.put(name, items.to_bytes(item))
     return item
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Validity:
+    """Which places of a scene hold a valid pixel, as far as its thumbnail tells.
+
+    `mask`: (H, W), True = valid, a px is `factor` px of the scene; None where nothing is known:
+    of Items of an older version, and of a part of a scene that was pulled.
+    """
+
+    mask: NDArray[np.bool_] | None
+    factor: int
+
+    @classmethod
+    def of(cls, features: FeatureItem) -> Self:
+        shape = features.geobox.shape
+        mask = None
+        if "thumbnail" in features.item.assets:
+            with contextlib.suppress(DataError):  # a lost thumbnail does not stop a picture
+                mask = valid_of(features.read_asset("thumbnail"), (shape.y, shape.x))
+        return cls(mask=mask, factor=factor_of((shape.y, shape.x)))
+
+    def under(
+        self, cells: mosaic.Cells, top_px: float, left_px: float, shape: tuple[int, ...]
+    ) -> NDArray[np.bool_]:
+        """Of (rows, columns) of cells from a place on, (y, x) in px: whose centre is valid."""
+        if self.mask is None:
+            return np.ones(shape, dtype=bool)
+        rows, cols = (
+            np.clip((start + (np.arange(count) + 0.5) * step) // self.factor, 0, length - 1)
+            for start, count, step, length in zip(
+                (top_px, left_px), shape, cells.cell_px, self.mask.shape, strict=True
+            )
+        )
+        found: NDArray[np.bool_] = self.mask[np.ix_(rows.astype(int), cols.astype(int))]
+        return found
 
 
 def _embedding(chip: StoredChip) -> NDArray[np.generic]:

@@ -214,12 +214,13 @@ class Reading:
             )
         rgb8 = to_rgb8(data, valid, self._limits)
         anywhere = None if valid.all() else np.any(valid, axis=0)
-        del data, valid  # the thumbnail's sums need room too
+        known = None if anywhere is None or anywhere.all() else anywhere
+        del data, valid, anywhere  # the thumbnail's sums need room too
         assert self._thumbnail is not None
         if window not in self._shown:
-            self._thumbnail.add(widen(rgb8), window)
+            self._thumbnail.add(widen(rgb8), window, known)
         with self._changed:
-            self._tiles[window] = (rgb8, None if anywhere is None or anywhere.all() else anywhere)
+            self._tiles[window] = (rgb8, known)
             del self._loading[window]
             self._changed.notify_all()
 

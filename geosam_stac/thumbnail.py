@@ -19,6 +19,29 @@ from geosam_stac.types import ChipRef, Window
 LONGER_SIDE_PX = 768
 CHIP_COLOUR = (255, 214, 10, 150)
 SKIPPED_COLOUR = (255, 69, 58, 255)
+_OPAQUE = 255
+
+
+def factor_of(shape: tuple[int, int]) -> int:
+    """Px of a scene of this shape to a side of one px of its thumbnail."""
+    return max(1, -(-max(shape) // LONGER_SIDE_PX))
+
+
+def valid_of(data: bytes, scene_shape: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """Which px of a scene's thumbnail hold a valid pixel: (H, W) bool, True = valid.
+
+    None where it does not say so, or is of another scene. A px is `factor_of` px of the scene.
+    """
+    factor = factor_of(scene_shape)
+    size = (-(-scene_shape[1] // factor), -(-scene_shape[0] // factor))
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if picture.mode != "RGBA" or picture.size != size:
+                return None
+            valid: NDArray[np.bool_] = np.asarray(picture.getchannel("A")) == _OPAQUE
+            return valid
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def is_picture(data: bytes) -> bool:
@@ -43,16 +66,19 @@ class Thumbnail:
     def __init__(self, shape: tuple[int, int]) -> None:
         self.scene_shape = shape
         height, width = shape
-        self.factor = max(1, -(-max(height, width) // LONGER_SIDE_PX))
+        self.factor = factor_of(shape)
         self.shape = (-(-height // self.factor), -(-width // self.factor))
         self._sum = np.zeros((3, *self.shape), dtype=np.float64)
         self._count = np.zeros(self.shape, dtype=np.float64)
         self._lock = threading.Lock()
 
-    def add(self, rgb8: NDArray[np.uint8], window: Window) -> None:
+    def add(
+        self, rgb8: NDArray[np.uint8], window: Window, valid: NDArray[np.bool_] | None = None
+    ) -> None:
         """Take in one tile: (3, H, W) uint8 at `window`. Any number of threads may do so at once.
 
-        Tiles may overlap: they are averaged.
+        Tiles may overlap: they are averaged. `valid`: (H, W), True = valid, where not all is;
+        the other pixels must be 0.
         """
         rows, row_starts = self._cells(window.row_off, window.height)
         cols, col_starts = self._cells(window.col_off, window.width)
@@ -65,9 +91,13 @@ class Thumbnail:
         for cell, (start, end) in enumerate(zip(row_starts, ends, strict=True)):
             np.add.reduce(rgb8[:, start:end], axis=1, dtype=narrow, out=tall[:, cell])
         sums = np.add.reduceat(tall, col_starts, axis=2, dtype=np.uint32)
-        counts = np.outer(
-            np.diff(row_starts, append=window.height), np.diff(col_starts, append=window.width)
-        )
+        if valid is None:
+            counts = np.outer(
+                np.diff(row_starts, append=window.height), np.diff(col_starts, append=window.width)
+            )
+        else:
+            tall_counts = np.add.reduceat(valid.astype(np.uint32), row_starts, axis=0)
+            counts = np.add.reduceat(tall_counts, col_starts, axis=1)
         with self._lock:
             self._sum[:, rows, cols] += sums
             self._count[rows, cols] += counts
@@ -100,16 +130,27 @@ class Thumbnail:
         return np.array_equal(sums, self._sum) and np.array_equal(counts, self._count)
 
     def png(self, chips: Iterable[ChipRef], *, skipped: Iterable[ChipRef] = ()) -> bytes:
-        """Draw the outlines of the chips, and of those without a feature in red; PNG bytes."""
-        mean = self._sum / np.maximum(self._count, 1)
-        image = Image.fromarray(np.rint(mean).astype(np.uint8).transpose(1, 2, 0)).convert("RGBA")
+        """Draw the outlines of the chips, and of those without a feature in red; PNG bytes.
+
+        Transparent where the scene has no valid pixel, but for the outlines; opaque elsewhere, so
+        that `valid_of` can tell.
+        """
+        mean = np.rint(self._sum / np.maximum(self._count, 1)).astype(np.uint8).transpose(1, 2, 0)
+        valid = self._count > 0
+        image = Image.fromarray(np.dstack([mean, np.where(valid, _OPAQUE, 0).astype(np.uint8)]))
         lines = Image.new("RGBA", image.size)
         draw = ImageDraw.Draw(lines)
         for refs, colour in ((chips, CHIP_COLOUR), (skipped, SKIPPED_COLOUR)):
             for ref in refs:
                 draw.rectangle(self._box(ref.window), outline=colour)
         out = io.BytesIO()
-        Image.alpha_composite(image, lines).convert("RGB").save(out, format="PNG", optimize=True)
+        drawn = Image.alpha_composite(image, lines)
+        if valid.all():
+            drawn = drawn.convert("RGB")
+        else:
+            least = np.minimum(np.asarray(drawn.getchannel("A")), np.where(valid, 255, _OPAQUE - 1))
+            drawn.putalpha(Image.fromarray(least.astype(np.uint8)))
+        drawn.save(out, format="PNG", optimize=True)
         return out.getvalue()
 
     def _box(self, window: Window) -> tuple[int, int, int, int]:

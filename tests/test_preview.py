@@ -78,6 +78,35 @@ def test_skipped_chips_are_holes(encoded, tmp_path):
     assert not alpha[:, shown.width // 2].any()
 
 
+def turned(shape):
+    """A scene like a swath on a north-up grid: (H, W) bool, True inside a turned square."""
+    rows, cols = np.indices(shape) + 0.5
+    rows, cols = rows - shape[0] / 2, cols - shape[1] / 2
+    return np.maximum(np.abs(rows + 0.4 * cols), np.abs(cols - 0.4 * rows)) < 0.45 * shape[0]
+
+
+def test_nodata_inside_a_chip_is_a_hole_and_no_colour(encoded, tmp_path):
+    inside = turned((256, 256))
+    data = rasters.values((3, 256, 256), "uint8", lo=100) * inside
+    href = encoded(data.astype("uint8"), nodata=0, feature_dtype="float32")
+    features, colours, path = drawn(href, tmp_path)
+    with rasterio.open(path) as picture:
+        shown = picture.dataset_mask() > 0
+    at = np.arange(16) * 16 + 8
+    assert shown.tolist() == inside[np.ix_(at, at)].tolist()
+    assert 0.3 < shown.mean() < 0.8
+    assert not shown[0, 0]
+    alpha = np.asarray(Image.open(io.BytesIO(preview.png(path))))[..., 3]
+    assert (alpha[32::64, 32::64] > 0).tolist() == shown.tolist()
+    # Valid cells hold 100 or more; with the black ones the mean would be far below.
+    assert colours.mean.min() > 100
+    # Without the thumbnail nothing is known, and the picture is made all the same.
+    (href.parent / "thumbnail.png").unlink()
+    preview.cog(gs.open_features(href), colours, path)
+    with rasterio.open(path) as picture:
+        assert (picture.dataset_mask() > 0).sum() > shown.sum()
+
+
 def test_colours_are_fitted_once_and_kept(encoded, pixels, tmp_path):
     href = encoded(pixels)
     features, colours, path = drawn(href, tmp_path)

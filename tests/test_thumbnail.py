@@ -9,7 +9,7 @@ from PIL import Image
 
 from geosam_stac import thumbnail
 from geosam_stac.grid import blocks, chip_refs, make_grid
-from geosam_stac.thumbnail import Thumbnail
+from geosam_stac.thumbnail import Thumbnail, valid_of
 from geosam_stac.types import Window
 from geosam_stac.windows import slices
 from tests.rasters import values
@@ -62,3 +62,30 @@ def test_chips_are_outlined_and_skipped_ones_in_red():
 
 def test_a_scene_without_pixels_is_black():
     assert not image(Thumbnail((10, 10)).png([])).any()
+
+
+def test_nodata_is_transparent_and_takes_no_part_in_the_mean(monkeypatch):
+    monkeypatch.setattr(thumbnail, "LONGER_SIDE_PX", 15)
+    data = np.full((3, 60, 60), 200, np.uint8)
+    valid = np.ones((60, 60), dtype=bool)
+    valid[:, :22] = False  # five px of the picture and half of the sixth
+    thumb = Thumbnail((60, 60))
+    for window in (
+        Window(row_off=0, col_off=0, height=60, width=30),
+        Window(row_off=0, col_off=30, height=60, width=30),
+    ):
+        here = slices(window)
+        known = valid[here]
+        thumb.add(data[:, *here] * known, window, None if known.all() else known)
+    geobox = GeoBox((60, 60), Affine(1, 0, 0, 0, -1, 0), "EPSG:32614")
+    refs = list(chip_refs(make_grid(geobox, chip_px=60, stride_px=60)))
+    for png in (thumb.png(refs), thumb.png([], skipped=refs)):
+        shown = valid_of(png, (60, 60))
+        assert shown is not None
+        assert shown.sum(axis=0).tolist() == [0] * 5 + [15] * 10
+        assert (image(png)[5:10, 5:10] == 200).all()
+    assert valid_of(thumb.png([]), (60, 90)) is None
+    assert valid_of(b"no picture", (60, 60)) is None
+    thumb.add(data, Window(row_off=0, col_off=0, height=60, width=60))
+    assert Image.open(io.BytesIO(thumb.png(refs))).mode == "RGB"
+    assert valid_of(thumb.png(refs), (60, 60)) is None

@@ -19,7 +19,7 @@ from geosam_stac import preview
 from geosam_stac.errors import DataError
 from geosam_stac.report.facts import Picture
 from geosam_stac.store import FeatureItem
-from geosam_stac.thumbnail import LONGER_SIDE_PX
+from geosam_stac.thumbnail import factor_of
 
 MOST_PX = 64 << 20
 PNG_BYTES = 250_000
@@ -54,7 +54,7 @@ def thumbnail(features: FeatureItem, most_px: int) -> Picture | None:
         ) from error
     height, width = features.geobox.shape
     # It holds whole cells of so many px of the scene: the last ones may reach beyond its end.
-    factor = max(1, -(-max(height, width) // LONGER_SIDE_PX))
+    factor = factor_of((height, width))
     whole = image.size == (-(-width // factor), -(-height // factor))
     scene_px = (image.width * factor, image.height * factor) if whole else (width, height)
     return _picture(image.convert("RGBA"), most_px, scene_px, "As the encoder saw it.")
