@@ -89,7 +89,7 @@ def test_nodata_inside_a_chip_is_a_hole_and_no_colour(encoded, tmp_path):
     inside = turned((256, 256))
     data = rasters.values((3, 256, 256), "uint8", lo=100) * inside
     href = encoded(data.astype("uint8"), nodata=0, feature_dtype="float32")
-    features, colours, path = drawn(href, tmp_path)
+    _, colours, path = drawn(href, tmp_path)
     with rasterio.open(path) as picture:
         shown = picture.dataset_mask() > 0
     at = np.arange(16) * 16 + 8
