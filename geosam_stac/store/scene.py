@@ -28,6 +28,10 @@ class Scene(Protocol):
         """The model that encoded it."""
 
     @property
+    def feature_names(self) -> list[str]:
+        """The tensors that each chip has, as the Item says; empty where it does not say."""
+
+    @property
     def index(self) -> ChipIndex:
         """Where the chips lie."""
 
