@@ -14,10 +14,17 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+
+from geosam_stac.encoders.devices import computing, device_failure
+
+_log = logging.getLogger(__name__)
+# Rows and columns of the tokens of a chip.
+_SIDE = 64
 
 Attention = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor
@@ -25,13 +32,31 @@ Attention = Callable[
 """(q, k, v, rel_h, rel_w, scale) -> (B, heads, N, d), as `augmented`."""
 
 
-def best_attention(device: torch.device) -> Attention:
-    """The fastest way that the device can take."""
+def best_attention(device: torch.device, dtype: torch.dtype, d: int) -> Attention:
+    """The fastest way that the device can take, for heads of d channels."""
     if device.type == "cuda" and torch.version.hip is None and _has_triton(device):
         from geosam_stac.encoders.attention_triton import fused
 
-        return fused
+        if _runs(fused, device, dtype, d):
+            return fused
     return augmented
+
+
+def _runs(attention: Attention, device: torch.device, dtype: torch.dtype, d: int) -> bool:
+    """Whether a kernel runs there: Triton wants a C compiler, and shared memory enough."""
+    q = torch.zeros(1, 1, _SIDE**2, d, device=device, dtype=dtype)
+    terms = q.new_zeros(1, 1, _SIDE**2, _SIDE)
+    try:
+        with computing(str(device), "bf16"):
+            attention(q, q, q, terms, terms, 1.0)
+    except Exception as error:  # what Triton and compilers raise is of many kinds
+        failure = device_failure(error, str(device))
+        if failure is not None:
+            raise failure from error
+        said = str(error).strip().partition("\n")[0]
+        _log.warning("attention is computed without Triton: %s: %s", type(error).__name__, said)
+        return False
+    return True
 
 
 def _has_triton(device: torch.device) -> bool:

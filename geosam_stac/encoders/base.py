@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from geosam_stac.encoders.devices import (
+    computing,
     device_failure,
     resolve_device,
     resolve_precision,
 )
 from geosam_stac.encoders.weights import weights_sha256
-from geosam_stac.errors import ConfigurationError
+from geosam_stac.errors import ConfigurationError, DeviceOutOfMemoryError
 from geosam_stac.types import EncoderSpec
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ COMPILE_MODES = {
 }
 # Of a GPU's free memory; the rest is for the compiler's workspaces and fragments.
 MEMORY_SHARE = 0.8
-# Below this share of free memory, what is cached is given back for others.
-SHORT_SHARE = 0.15
+# Below this share of free memory, what is cached is given back for others. A batch by MEMORY_SHARE,
+# fragments and the model leave more: giving back makes the device wait.
+SHORT_SHARE = 0.05
 # Tokens enough to fill the largest GPUs: 32 chips of ViT are 131,072. Not yet measured on one.
 MOST_CHIPS = 32
 
@@ -196,8 +198,13 @@ class TorchEncoder:
         for.
         """
         self._check_input(pixels, content_px)
-        pending = self._guarded(partial(self._start, pixels, content_px))
+        pending = self._guarded(partial(self._launch, partial(self._start, pixels, content_px)))
         return partial(self._guarded, pending)
+
+    def _launch(self, work: Callable[[], _Result]) -> _Result:
+        """Do what starts kernels."""
+        with computing(self.device, self.precision):
+            return work()
 
     def _guarded(self, work: Callable[[], _Result]) -> _Result:
         """Do it; what it says of the device becomes one of our errors."""
@@ -217,14 +224,21 @@ class TorchEncoder:
         """How many chips a batch may have, by what one more chip takes of the GPU's free memory.
 
         Measured with batches of one and two chips, not compiled, which takes more than compiled.
+        The first batch is not counted: libraries take their workspaces with it.
         """
         if not self.device.startswith("cuda"):
             return 1
-        used = [self._guarded(partial(self._peak_bytes, chips)) for chips in (1, 2)]
+        try:
+            _, one, two = (
+                self._guarded(partial(self._launch, partial(self._peak_bytes, chips)))
+                for chips in (1, 1, 2)
+            )
+        except DeviceOutOfMemoryError:
+            return 1  # where not even one fits, encoding says so
         self.free_cached_memory()
         free, _ = torch.cuda.mem_get_info(self.device)
-        each = max(1, used[1] - used[0])
-        room = int(MEMORY_SHARE * free - (used[0] - each)) // each
+        each = max(1, two - one)
+        room = int(MEMORY_SHARE * free - (one - each)) // each
         return max(1, min(MOST_CHIPS, room))
 
     @torch.inference_mode()

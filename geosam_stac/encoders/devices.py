@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -139,6 +142,39 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(
         torch.device(device).type, dtype=PRECISIONS[precision], enabled=precision != "fp32"
     )
+
+
+@contextlib.contextmanager
+def computing(device: str, precision: str) -> Iterator[None]:
+    """The device is the current one, and in fp32 its convolutions are fp32.
+
+    Triton launches on the current GPU, whichever its tensors are on. cuDNN takes convolutions of
+    fp32 in TF32 unless it is told, an error of 1e-3: it is told in here alone, since the switch is
+    the whole process's. Matrix products are fp32 by torch's default, and stay as the user set them.
+    """
+    if not device.startswith("cuda"):
+        yield
+        return
+    with torch.cuda.device(device):
+        if precision != "fp32":
+            yield
+            return
+        cudnn: Any = torch.backends.cudnn  # its newer switches are not typed
+        try:
+            before = cudnn.allow_tf32
+        except RuntimeError:  # set by torch's newer switches, which the older one cannot tell
+            before = None
+        convolutions, recurrent = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+        try:
+            # Both switches, as torch refuses to be read where they differ.
+            cudnn.allow_tf32 = False
+            cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "ieee"
+            yield
+        finally:
+            if before is not None:
+                cudnn.allow_tf32 = before
+            cudnn.conv.fp32_precision = convolutions
+            cudnn.rnn.fp32_precision = recurrent
 
 
 def device_failure(error: BaseException, device: str) -> GeosamStacError | None:

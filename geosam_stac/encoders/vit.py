@@ -47,7 +47,9 @@ class FastViT(nn.Module):
 
         self.dtype = dtype
         self.encoder: Any = in_precision(upstream, dtype)  # upstream's modules are not typed
-        self.attention = attention or best_attention(next(upstream.parameters()).device)
+        self.attention = attention or best_attention(
+            next(upstream.parameters()).device, dtype, self._head_dim(self.encoder.blocks[0])
+        )
         for index, block in enumerate(self.encoder.blocks):
             side = block.window_size or self.encoder.pos_embed.shape[1]
             for axis in "hw":

@@ -31,6 +31,7 @@ from geosam_stac.crew import Channel, Crew
 from geosam_stac.encoders import load_encoder
 from geosam_stac.encoders.base import ImageEncoder
 from geosam_stac.encoders.checkpoints import resolve
+from geosam_stac.encoders.devices import resolve_device
 from geosam_stac.encoders.registry import find_model
 from geosam_stac.features import write
 from geosam_stac.types import ChipRef, Features, Window
@@ -101,10 +102,10 @@ def disk_rate(folder: Path, size: int, count: int) -> float:
     return size * count / (time.perf_counter() - started) / 1e6
 
 
-def copy_rate(device: str) -> float:
-    """GB/s from the device into pinned memory; of a CPU none."""
+def copy_rate(device: str) -> str:
+    """GB/s from the device into pinned memory; on a CPU nothing is copied."""
     if not device.startswith("cuda"):
-        return float("nan")
+        return "-"
     there = torch.empty(1 << 28, dtype=torch.uint8, device=device)
     here = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
     here.copy_(there)
@@ -113,7 +114,7 @@ def copy_rate(device: str) -> float:
     for _ in range(8):
         here.copy_(there, non_blocking=True)
     torch.cuda.synchronize()
-    return 8 * there.numel() / (time.perf_counter() - started) / 1e9
+    return f"{8 * there.numel() / (time.perf_counter() - started) / 1e9:.1f} GB/s"
 
 
 def from_memory(encoder: ImageEncoder, count: int, size: int, folder: Path) -> tuple[float, int]:
@@ -164,7 +165,7 @@ def from_cog(options: argparse.Namespace, folder: Path) -> tuple[Any, ImageEncod
         checkpoint=options.checkpoint,
         device=options.device,
         precision=options.precision,
-        batch_size=options.batch,
+        batch_size=options.batch if options.batch == "auto" else int(options.batch),
         value_range="0,3000",
         max_memory=options.max_memory,
         out=str(folder / "out"),
@@ -239,6 +240,8 @@ def main() -> None:
                 device=options.device,
                 precision=options.precision,
                 feature_dtype="float16",
+                # As a Session's.
+                compile="on" if resolve_device(options.device).startswith("cuda") else "off",
             )
             size = encoder.fitting_batch() if options.batch == "auto" else int(options.batch)
             warm_up(encoder, size)
@@ -262,7 +265,7 @@ def main() -> None:
             ["stages busy", stages],
             ["written", f"{written / 1e6:,.0f} MB, {written / seconds / 1e6:,.0f} MB/s"],
             ["disk alone", f"{disk:,.0f} MB/s, {WRITERS} threads"],
-            ["copy from the device alone", f"{copy_rate(encoder.device):.1f} GB/s"],
+            ["copy from the device alone", copy_rate(encoder.device)],
         ]
         table(["what", "figure"], rows)
     finally:

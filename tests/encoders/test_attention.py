@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from geosam_stac.encoders.attention import augmented, best_attention
+from geosam_stac.encoders.attention import _runs, augmented, best_attention
+from geosam_stac.errors import DeviceOutOfMemoryError
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -65,7 +66,35 @@ def test_rows_and_columns_are_told_apart() -> None:
 
 
 def test_a_cpu_takes_the_augmented_one() -> None:
-    assert best_attention(torch.device("cpu")) is augmented
+    assert best_attention(torch.device("cpu"), torch.float32, 64) is augmented
+
+
+@pytest.mark.parametrize(
+    ("error", "runs"),
+    [(None, True), (RuntimeError("Failed to find C compiler. Please specify via CC"), False)],
+)
+def test_a_kernel_that_cannot_be_built_is_not_taken(
+    caplog: pytest.LogCaptureFixture, error: Exception | None, runs: bool
+) -> None:
+    shapes = []
+
+    def kernel(*given: torch.Tensor | float) -> torch.Tensor:
+        shapes.extend(tuple(t.shape) for t in given if isinstance(t, torch.Tensor))
+        if error is not None:
+            raise error
+        return torch.empty(0)
+
+    assert _runs(kernel, torch.device("cpu"), torch.bfloat16, 80) is runs
+    assert shapes == [(1, 1, 4096, 80)] * 3 + [(1, 1, 4096, 64)] * 2
+    assert ("C compiler" in caplog.text) is not runs
+
+
+def test_a_full_device_is_no_reason_to_do_without_the_kernel() -> None:
+    def kernel(*given: torch.Tensor | float) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(DeviceOutOfMemoryError):
+        _runs(kernel, torch.device("cpu"), torch.bfloat16, 64)
 
 
 # Triton's interpreter is chosen when the kernel is defined: a process of its own.

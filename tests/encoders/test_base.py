@@ -239,18 +239,49 @@ def test_out_of_memory_lets_a_compiled_encoder_take_smaller_batches(
     assert sizes == [4, 2, 2]
 
 
-@pytest.mark.parametrize(("free", "batch"), [(100, 32), (13, 9), (2, 1)])
+@pytest.mark.parametrize(("free", "batch"), [(100, 32), (13, 9), (2.5, 1), (2, 1)])
 def test_the_batch_that_fits_a_gpu(
     monkeypatch: pytest.MonkeyPatch, free: float, batch: int
 ) -> None:
-    """One chip takes 1.5 GB, another 1 GB more; a fifth of the free memory stays free."""
+    """One chip takes 1.5 GB, another 1 GB more; a fifth of the free memory stays free.
+
+    The first batch takes 0.3 GB more, of libraries; two chips do not fit 2 GB.
+    """
     encoder = make(Identity)
     encoder.device = "cuda:0"
     gigabyte = 10**9
-    monkeypatch.setattr(encoder, "_peak_bytes", lambda chips: int((0.5 + chips) * gigabyte))
+    measured: list[int] = []
+
+    def peak(chips: int) -> int:
+        measured.append(chips)
+        if 0.5 + chips > free:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return int((0.5 + chips + (0.3 if len(measured) == 1 else 0)) * gigabyte)
+
+    monkeypatch.setattr(encoder, "_peak_bytes", peak)
     monkeypatch.setattr(encoder, "free_cached_memory", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda on: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda on: (int(free * gigabyte), 0))
     assert encoder.fitting_batch() == batch
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "ieee"), ("bf16", "tf32")])
+def test_kernels_are_launched_on_the_device_and_in_fp32_without_tf32(
+    monkeypatch: pytest.MonkeyPatch, precision: str, tf32: str
+) -> None:
+    """cuDNN's convolutions are TF32 by torch's default; the process's switch is as before after."""
+    cudnn, entered, seen = torch.backends.cudnn, [], []
+    encoder = make(Identity)
+    encoder.device, encoder.precision = "cuda:1", precision
+    monkeypatch.setattr(torch.cuda, "device", lambda on: contextlib.nullcontext(entered.append(on)))
+    monkeypatch.setattr(
+        encoder, "_start", lambda pixels, content: seen.append(cudnn.conv.fp32_precision) or dict
+    )
+    assert cudnn.allow_tf32
+    encoder.submit(chips(1), (SIZE, SIZE))
+    assert (entered, seen) == (["cuda:1"], [tf32])
+    assert cudnn.allow_tf32
+    assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize(("free", "given_back"), [(80, 0), (5, 1)])
