@@ -119,6 +119,12 @@ def saved_chips(store: Store, layout: Layout, part: Part) -> dict[str, Done] | N
         return None
 
 
+def drop(store: Store, layout: Layout) -> None:
+    """Delete what parts have left: the Item stands for it."""
+    if store.keys(layout.parts):
+        store.delete_tree(layout.parts)
+
+
 def missing(store: Store, layout: Layout, count: int) -> list[int]:
     """Indices of the parts that are not there yet."""
     there = set(store.keys(layout.parts))

@@ -28,7 +28,7 @@ from geosam_stac.features import is_whole, write
 from geosam_stac.grid import blocks, blocks_of
 from geosam_stac.job import Job
 from geosam_stac.journal import Done, Journal, missing_chips, recorded_chips
-from geosam_stac.parts import save, saved_chips
+from geosam_stac.parts import drop, save, saved_chips
 from geosam_stac.planning import chips_outside
 from geosam_stac.radiometry import RangeEstimator, make_chip
 from geosam_stac.reading import Reading
@@ -77,7 +77,9 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         total = int(finished.properties.get("table:row_count", 0))
         gone = total - len(recorded) + len(missing_chips(job.store, job.layout, recorded))
         if not gone:
-            Journal(job.store, job.layout).drop()  # of a run that was ended right after its Item
+            # Of a run, or a finalizer, that was ended right after its Item.
+            Journal(job.store, job.layout).drop()
+            drop(job.store, job.layout)
             return _finished(job, finished)
         session.sink(
             Notice(
@@ -148,6 +150,7 @@ def _encode(job: Job, recorded: dict[str, Done]) -> EncodeResult:
         outcome = run.run()
         done = commit(outcome, job.store, run.journal)
     run.journal.drop()
+    drop(job.store, job.layout)  # of shards that did not come to their end
     href = job.store.href(job.layout.item)
     session.sink(SceneFinished(scene_id=scene.id, href=href))
     return EncodeResult(

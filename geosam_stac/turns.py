@@ -43,9 +43,13 @@ class Turns:
         with self._turn(uri) as turn:
             with self._changed:
                 turn.waiting += 1
-                self._changed.wait_for(lambda: not turn.is_opening and not turn.readers)
-                turn.waiting -= 1
-                turn.is_opening = True
+                try:
+                    self._changed.wait_for(lambda: not turn.is_opening and not turn.readers)
+                    turn.is_opening = True
+                finally:  # a signal may end the wait: the readers must not wait for this one
+                    turn.waiting -= 1
+                    if not turn.is_opening:
+                        self._changed.notify_all()
             try:
                 yield
             finally:

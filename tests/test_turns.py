@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
 from rasterio.enums import Resampling
 
@@ -115,6 +116,31 @@ def test_who_opens_is_alone_and_goes_first() -> None:
     for thread in (first, opener, second):
         thread.join(30)
     assert seen == ["first reads", "first has read", "opens", "second reads", "second has read"]
+    assert not turns._turns
+
+
+def test_who_is_interrupted_while_waiting_to_open_holds_up_nobody(monkeypatch) -> None:
+    turns, opened = Turns(), threading.Event()
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def reads() -> None:
+        with turns.reading("f"):
+            opened.set()
+
+    with turns.reading("f"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(turns._changed, "wait_for", interrupted)
+            with turns.opening("f"):
+                pass
+        # The name is still asked for, so what the other left would count.
+        second = threading.Thread(target=reads, daemon=True)
+        second.start()
+        assert opened.wait(30)
+    second.join(30)
+    with turns.opening("f"):
+        pass
     assert not turns._turns
 
 

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from geosam_stac.catalog.index import index_facts, read_index, write_index
 from geosam_stac.catalog.members import Document, StaticPlaces, member, order
 from geosam_stac.errors import DataError
+from geosam_stac.retry import Retries
 from geosam_stac.versioned import VersionedStore, settle
 
 TRIES = 200
 
 
-def add_to_index(target: str, items: Sequence[tuple[Document, str]]) -> int:
+def add_to_index(
+    target: str, items: Sequence[tuple[Document, str]], *, retries: Retries | None = None
+) -> int:
     """Put feature Items into a stac-geoparquet file; those of the same ids are replaced.
 
     Parameters
@@ -21,6 +24,8 @@ def add_to_index(target: str, items: Sequence[tuple[Document, str]]) -> int:
         The file: a path or URL; made when it is not there.
     items
         Documents, and the hrefs where they lie.
+    retries
+        How reading and writing the file are tried again.
 
     Returns
     -------
@@ -33,7 +38,7 @@ def add_to_index(target: str, items: Sequence[tuple[Document, str]]) -> int:
         The file is no stac-geoparquet, or belongs to a catalog that is rebuilt as a whole.
     """
     folder, _, name = target.rpartition("/")
-    store = VersionedStore(folder or ".")
+    store = VersionedStore(folder or ".", retries=retries)
     places = StaticPlaces(folder=store.url)
     new = {document["id"]: _listed(document, href, places) for document, href in items}
     for _ in settle(TRIES, target):

@@ -13,6 +13,7 @@ from geosam_stac.catalog.transactions import publish_to_api
 from geosam_stac.errors import ConfigurationError, UsageError
 from geosam_stac.events import Sink, ignore
 from geosam_stac.hrefs import find_secret
+from geosam_stac.retry import Retries
 
 
 def kind_of(target: str) -> str:
@@ -55,6 +56,7 @@ def publish(
     headers: Mapping[str, str] | None = None,
     rebuild: bool = True,
     sink: Sink = ignore,
+    retries: Retries | None = None,
 ) -> int:
     """Publish feature Items; returns how many.
 
@@ -72,6 +74,8 @@ def publish(
         workers: a search finds the Items all the same.
     sink
         Hears of retries, and of what is dropped from the catalog.
+    retries
+        How reading the Items and writing to the target are tried again.
 
     Raises
     ------
@@ -83,13 +87,14 @@ def publish(
         The target cannot be written, or not now.
     """
     kind = kind_of(to)
-    items = in_parallel(read_feature_item, hrefs)
+    retries = retries or Retries(sink=sink)
+    items = in_parallel(lambda href: read_feature_item(href, retries=retries), hrefs)
     if kind == "api":
-        return publish_to_api(items, to, headers=headers, sink=sink)
+        return publish_to_api(items, to, headers=headers, sink=sink, retries=retries)
     if kind == "index":
-        add_to_index(absolute_href(to), items)
+        add_to_index(absolute_href(to), items, retries=retries)
         return len(items)
-    catalog = StaticCatalog(root_of(absolute_href(to)))
+    catalog = StaticCatalog(root_of(absolute_href(to)), retries=retries)
     in_parallel(lambda item: catalog.add(*item), items)
     if rebuild:
         catalog.rebuild(sink=sink)

@@ -8,21 +8,22 @@ from pathlib import Path
 from geosam_stac import hrefs
 from geosam_stac.catalog.members import Document, absolute, canonical, is_feature_item, link
 from geosam_stac.errors import DataError
+from geosam_stac.retry import Retries
 from geosam_stac.sources.itemfiles import read_source
 from geosam_stac.storage import read_bytes
 
 
-def read_file(href: str) -> bytes:
+def read_file(href: str, *, retries: Retries | None = None) -> bytes:
     """Content of a local file, http(s) or object-store URL.
 
     Raises DataError when it is not there, TemporaryError or StorageError when it cannot be had.
     """
     if href.lower().startswith(("http://", "https://")):
-        return read_source(href, read_bytes=read_bytes)
-    return read_bytes(href)
+        return read_source(href, read_bytes=read_bytes, retries=retries)
+    return read_bytes(href, retries=retries)
 
 
-def read_document(href: str) -> Document:
+def read_document(href: str, *, retries: Retries | None = None) -> Document:
     """A JSON document.
 
     Raises
@@ -32,7 +33,7 @@ def read_document(href: str) -> Document:
     TemporaryError, StorageError
         It cannot be had now, or from here.
     """
-    data = read_file(href)
+    data = read_file(href, retries=retries)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -42,17 +43,17 @@ def read_document(href: str) -> Document:
     return document
 
 
-def read_feature_item(href: str) -> tuple[Document, str]:
+def read_feature_item(href: str, *, retries: Retries | None = None) -> tuple[Document, str]:
     """A feature Item and where it lies; of a catalog's member, the Item that it is a copy of.
 
     The href is made absolute. DataError where there is none, or it is another kind of document.
     """
     place = absolute_href(href)
-    document = read_document(place)
+    document = read_document(place, retries=retries)
     if is_feature_item(document) and link(document, "emb:model") is not None:
         original = canonical(absolute(document, place))
         if original != place:
-            return read_document(original), original
+            return read_document(original, retries=retries), original
     return document, place
 
 

@@ -42,6 +42,7 @@ from geosam_stac.catalog.parallel import in_parallel
 from geosam_stac.catalog.reading import read_document
 from geosam_stac.errors import DataError, ForbiddenError
 from geosam_stac.events import Notice, Sink, ignore
+from geosam_stac.retry import Retries
 from geosam_stac.versioned import VersionedStore, settle
 
 TRIES = 50
@@ -60,10 +61,14 @@ class Rebuilt:
 
 
 class StaticCatalog:
-    """A static catalog in a folder: `root` is the folder's path or URL."""
+    """A static catalog in a folder: `root` is the folder's path or URL.
 
-    def __init__(self, root: str) -> None:
-        self.store = VersionedStore(root)
+    `retries`: how operations on it are tried again.
+    """
+
+    def __init__(self, root: str, *, retries: Retries | None = None) -> None:
+        self._retries = retries
+        self.store = VersionedStore(root, retries=retries)
         self.places = StaticPlaces(folder=self.store.url)
 
     def add(self, document: Document, href: str) -> Document:
@@ -195,11 +200,11 @@ class StaticCatalog:
         def check(key: str) -> int:
             """Look after the Item of a row that lies elsewhere: 1 when it is gone, so dropped."""
             href = canonical(held[key])
-            document, reason = _read(href)
+            document, reason = _read(href, self._retries)
             if document is None:
                 self.store.delete(key)
                 # Written again since? Then its worker's row may be the one that was deleted.
-                document, reason = _read(href)
+                document, reason = _read(href, self._retries)
             if document is None:
                 text = f"{held[key]['id']} is dropped from the catalog: {reason}"
                 sink(Notice(message=text, level="warning"))
@@ -304,10 +309,10 @@ def _parsed(data: bytes | None) -> Document | None:
     return document if is_feature_item(document) else None
 
 
-def _read(href: str) -> tuple[Document | None, str]:
+def _read(href: str, retries: Retries | None) -> tuple[Document | None, str]:
     """The feature Item at an href, or None and why there is none."""
     try:
-        document = read_document(href)
+        document = read_document(href, retries=retries)
     except ForbiddenError:
         raise
     except DataError as error:

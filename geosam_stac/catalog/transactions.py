@@ -32,7 +32,6 @@ from geosam_stac.errors import (
 )
 from geosam_stac.events import Notice, Sink, ignore
 from geosam_stac.retry import Retries
-from geosam_stac.sources.http import TIMEOUT_S
 from geosam_stac.sources.search import api_adapter, server_message
 
 # Links that a STAC API makes itself; `canonical` keeps the way to the Item's own place.
@@ -106,6 +105,7 @@ class _Client:
 
     def __init__(self, places: ApiPlaces, headers: Mapping[str, str], retries: Retries) -> None:
         self._places = places
+        self._timeout_s = retries.policy.http_timeout_s
         self._session = requests.Session()
         adapter = api_adapter(places.root, headers, retries=retries)
         self._session.mount("http://", adapter)
@@ -161,7 +161,7 @@ class _Client:
 
     def _request(self, method: str, url: str, body: Document | None) -> requests.Response:
         try:
-            return self._session.request(method, url, json=body, timeout=TIMEOUT_S)
+            return self._session.request(method, url, json=body, timeout=self._timeout_s)
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
             raise DataError("not a valid URL", href=hrefs.unsigned(url)) from error
         except requests.RequestException as error:

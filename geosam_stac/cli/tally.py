@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 
 
 def publisher_of(session: Session) -> Publisher:
-    """What publishes the Items of a run to `--publish`; nothing where it was not given."""
+    """What publishes the Items of a run to `--publish`; nothing where it was not given.
+
+    It tries again as the run does, with a count of its own: the scenes' summaries hold theirs.
+    """
     from geosam_stac.catalog import Publisher
+    from geosam_stac.retry import Retries
 
     to = session.config.publish
     headers = api_headers(os.environ) if to else None
-    return Publisher(to, headers=headers, sink=session.sink)
+    retries = Retries(session.retries.policy, sink=session.sink)
+    return Publisher(to, headers=headers, sink=session.sink, retries=retries)
 
 
 def each(

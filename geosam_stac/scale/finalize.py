@@ -13,7 +13,7 @@ from geosam_stac.errors import DataError, TemporaryError, UsageError
 from geosam_stac.features import FORMATS
 from geosam_stac.journal import Journal
 from geosam_stac.layout import Layout, layer_name
-from geosam_stac.parts import gather, missing
+from geosam_stac.parts import drop, gather, missing
 from geosam_stac.planning import chip_grid
 from geosam_stac.scale.work import Source
 from geosam_stac.session import Session
@@ -63,7 +63,7 @@ def finalize_scene(
         else:
             item = commit(outcome, store, journal).item
     store.delete_tree(layout.journal)
-    store.delete_tree(layout.parts)
+    drop(store, layout)
     return item, store.href(layout.item)
 
 

@@ -114,9 +114,9 @@ def read_items(
             yield from reader.found(document, where)
 
 
-def read_source(source: str, *, read_bytes: ReadBytes) -> bytes:
+def read_source(source: str, *, read_bytes: ReadBytes, retries: Retries | None = None) -> bytes:
     """Content of a local file, http(s) or object-store URL; raises as `read_items`."""
-    with _opened(source, read_bytes, Hosts(source), Retries()) as stream:
+    with _opened(source, read_bytes, Hosts(source), retries or Retries()) as stream:
         return stream.read()
 
 

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+import requests
 
 from tests.catalog import features
 
@@ -133,3 +134,19 @@ def test_an_item_that_cannot_be_published_has_failed(cli, fake, monkeypatch):
     done = cli(*fake, "--publish", "http://127.0.0.1:9/stac")
     assert (done.code, done.out) == (75, "")
     assert "the API did not answer" in done.err
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_publishing_tries_again_as_the_run_does(cli, fake, monkeypatch):
+    waits = []
+
+    def refused(*_: object, timeout: object, **__: object) -> None:
+        waits.append(timeout)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", refused)
+    limits = ("--retry-deadline", "0", "--timeout", "3")
+    done = cli(*fake, "--publish", "http://127.0.0.1:9/stac", *limits)
+    assert done.code == 75
+    assert "trying again" not in done.err
+    assert waits == [(3.0, 3.0)]

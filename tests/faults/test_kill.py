@@ -312,6 +312,7 @@ WAITS = {
     "item": Rule(fault="503", path=r"scene\.json", times=None, retry_after=60),
     "tile": Rule(fault="503", path=r"scene\.tif", bytes=TILES, times=None, retry_after=60),
     "stalled": Rule(fault="stalled", path=r"scene\.tif", bytes=TILES, times=None),
+    "header": Rule(fault="stalled", path=r"scene\.tif", times=None),
 }
 
 
@@ -322,7 +323,7 @@ def test_sigterm_while_a_read_waits(waits_for, runs, web, clean, tmp_path):
     out = str(tmp_path / "out")
     argv = command(f"{web.url}/scene.json", out)
     running = runs.start(argv, tmp_path / "killed")
-    if waits_for == "stalled":
+    if waits_for in ("stalled", "header"):
         until(web.faults)
     else:
         running.says("trying again in 60" if waits_for == "item" else "trying again in")

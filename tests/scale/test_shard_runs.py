@@ -290,6 +290,30 @@ def test_parts_make_the_whole(tmp_path, scene_item, fake_model, count):
     assert_same(contents(tmp_path / "out"), expected)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_plain_run_tidies_what_parts_have_left(tmp_path, scene_item, fake_model, parts):
+    """Of shards that did not end; of a finalizer that was killed right after its Item."""
+    with fake_session(tmp_path) as session:
+        scene = session.scene(str(scene_item))
+        for index in range(parts):
+            item_id = encode_part(
+                session, scene, session.config, Part(index=index, count=2)
+            ).item_id
+        left = tmp_path / "out" / item_id / "parts"
+        saved = {path.name: path.read_bytes() for path in left.iterdir()}
+        encode_scene(session, scene, session.config)
+        assert not left.exists()
+        left.mkdir()
+        for name, data in saved.items():
+            (left / name).write_bytes(data)
+        expected = contents(tmp_path / "out")
+        assert encode_scene(session, scene, session.config).chips_encoded == 0
+        assert not left.exists()
+    assert_same(
+        contents(tmp_path / "out"), {k: v for k, v in expected.items() if "/parts/" not in k}
+    )
+
+
 def test_what_is_missing_is_said(tmp_path, scene_item, fake_model):
     with fake_session(tmp_path) as session:
         scene = session.scene(str(scene_item))
