@@ -21,6 +21,7 @@ from geosam_stac.credentials import api_headers
 from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
 from geosam_stac.errors import UsageError
 from geosam_stac.events import Event, Notice, Sink, ignore
+from geosam_stac.hrefs import recordable
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.planning import Plan
 from geosam_stac.repair import repair_item
@@ -30,7 +31,7 @@ from geosam_stac.sources.groups import Group
 from geosam_stac.sources.profiles import load_profile
 from geosam_stac.sources.query import SearchQuery
 from geosam_stac.store import PullResult, open_item, pull_features
-from geosam_stac.types import EncodeResult
+from geosam_stac.types import EncodeResult, Scene
 from geosam_stac.verification import Verification, verify_item
 from geosam_stac.views import FeatureItem
 
@@ -93,7 +94,9 @@ class Session(session.Session):
         catalog are made anew when the session is closed.
         """
         config = self.config if out is None else self.config.replace({"out": out})
-        result = encode_scene(self, self.scene(source), config)
+        scene = self.scene(source)
+        self.inputs = _inputs(source, scene)
+        result = encode_scene(self, scene, config)
         self.publish(result)
         return result
 
@@ -166,6 +169,7 @@ def _encode_on(
             config=opened.config.replace({"device": asked.device}),
             sources=dict.fromkeys(options, "Python"),
             hosts=opened.hosts.typed,
+            inputs=_inputs(source, scene),
         )
         whole = scene.items[0] if len(scene.items) == 1 else Group(id=scene.id, items=scene.items)
         (result,) = encode_all(client, opened, [whole], recipe)
@@ -174,6 +178,14 @@ def _encode_on(
         assert result.whole is not None
         opened.publish(result.whole)
         return result.whole
+
+
+def _inputs(source: session.Source, scene: Scene) -> dict[str, Any]:
+    """What a scene was asked for by, for `run.json`: as --item tells it; a document has no name."""
+    if isinstance(source, str | os.PathLike):
+        return {"item": [recordable(os.fspath(source))]}
+    hrefs = [href for item in scene.items if (href := item.get_self_href())]
+    return {"item": [recordable(href) for href in hrefs]} if hrefs else {}
 
 
 def plan(source: session.Source, config: EncodeConfig | None = None, **options: Any) -> Plan:

@@ -248,3 +248,9 @@ def _without_secrets(query: str) -> str:
             kept.append(f"{name}={quote(unsigned(inner), safe='')}")
     # Unchanged queries keep their spelling: ";" separates parameters too.
     return query if kept == [part for part, _, _ in parts] else "&".join(kept)
+
+
+def recordable(text: str) -> str:
+    """What a user gave, for a document: unsigned; `...` where it would still grant access."""
+    text = without_signatures(unsigned(text))
+    return text if find_secret(text) is None else "..."

@@ -178,9 +178,13 @@ def _unit(scene: Scene) -> str:
 
 
 def _source_bytes(scene: Scene) -> int:
-    """Decoded bytes of the source pixels under the scene's extent, at each band's own size."""
+    """Decoded bytes of the source pixels under the scene's extent, at each band's own size.
+
+    Of all Items of a mosaic, with the bands that tell which pixels are masked.
+    """
     total = 0.0
-    for band in scene.bands:
+    bands = [band for member in scene.members for band in (*member.bands, *member.masks)]
+    for band in bands or scene.bands:
         itemsize = np.dtype(band.dtype or ASSUMED_DTYPE).itemsize
         grid = band.geobox
         if grid is None or grid.crs is None or scene.geobox.crs is None:

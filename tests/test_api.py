@@ -50,6 +50,20 @@ def test_encode(tmp_path, item):
     assert events
     run = json.loads((tmp_path / "out" / result.item.id / "run.json").read_text())
     assert run["config_sources"] == dict.fromkeys([*FAKE, "out"], "Python")
+    assert run["inputs"] == {"item": [str(item)]}
+
+
+def test_run_json_names_each_scene_of_a_session_by_itself(tmp_path, item):
+    read = pystac.Item.from_file(str(item_at(tmp_path, "two")))
+    document = json.loads(item.read_text()) | {"id": "three"}
+    document["assets"]["image"]["href"] = str(tmp_path / "one.tif")
+    told = []
+    with gs.Session(**FAKE, out=tmp_path / "out") as session:
+        for source in (str(item), read, document):
+            result = session.encode(source)
+            run = tmp_path / "out" / result.item.id / "run.json"
+            told.append(json.loads(run.read_text())["inputs"])
+    assert told == [{"item": [str(item)]}, {"item": [read.get_self_href()]}, {}]
 
 
 def test_sources(tmp_path, item):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pystac
 import pytest
 
 from geosam_stac.config import EncodeConfig
@@ -13,6 +14,7 @@ from geosam_stac.encoders import rate
 from geosam_stac.errors import UsageError
 from geosam_stac.planning import OVERHEAD_BYTES, chips_outside
 from geosam_stac.session import Session
+from geosam_stac.sources.groups import Group
 from tests import rasters
 from tests.fakes import fake_session
 
@@ -116,6 +118,23 @@ def test_a_coarser_grid_reads_an_overview(tmp_path, item):
     found = plan(tmp_path, item, resolution=50.0)
     assert (found.width, found.height) == (60, 40)
     assert found.bytes_to_read == round(300 * 200 / 16 * 3 * 2)
+
+
+def test_all_items_of_a_mosaic_and_their_masks_are_read(tmp_path, item):
+    document = json.loads(item.read_text())
+    mask = rasters.asset(
+        tmp_path / "scl.tif",
+        bands=[{"name": "scl", "data_type": "uint8"}],
+        **rasters.projection(rasters.NORTH_UP, (200, 300)),
+    )
+    document["assets"]["scl"] = mask
+    members = [pystac.Item.from_dict(document | {"id": name}) for name in ("one", "two")]
+    bands, scl = 300 * 200 * 3 * 2, 300 * 200
+    one = plan(tmp_path, members[0], bands="a,b,c", mask="scl:3")
+    assert one.bytes_to_read == bands + scl
+    group = Group(id="both", items=tuple(members))
+    assert plan(tmp_path, group, bands="a,b,c").bytes_to_read == 2 * bands
+    assert plan(tmp_path, group, bands="a,b,c", mask="scl:3").bytes_to_read == 2 * (bands + scl)
 
 
 def test_bbox_in_the_native_crs(tmp_path, item):

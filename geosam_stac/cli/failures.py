@@ -69,17 +69,24 @@ class Failures:
     def _key(self, line: bytes) -> Key:
         """Of what a line tells; of one that cannot be read, the file's own."""
         try:
-            document = json.loads(line)
-            if "id" in document:
-                return (document.get("collection"), str(document["id"]))
-            return ("", str(document["href"]))
+            return _line_key(line)
         except (ValueError, KeyError, TypeError, RecursionError):
             return ("", self.href)
+
+
+def _line_key(line: str | bytes) -> Key:
+    document = json.loads(line)
+    if "id" in document:
+        collection = document.get("collection")
+        return (collection if isinstance(collection, str) else None, str(document["id"]))
+    return ("", str(document["href"]))
 
 
 def scene_keys(work: Work) -> set[Key]:
     """By which names a scene's lines may stand in the file."""
     keys: set[Key] = {("", work.href)} if work.href else set()
+    if work.line is not None:
+        return keys | {_line_key(work.line)}
     if work.source is None:
         return keys | ({("", work.error.item)} if work.error and work.error.item else set())
     from geosam_stac.sources.groups import Group

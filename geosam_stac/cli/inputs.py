@@ -29,7 +29,7 @@ from geosam_stac.errors import (
     UsageError,
 )
 from geosam_stac.events import Sink, ignore
-from geosam_stac.hrefs import find_secret, is_local, to_local_path, unsigned, without_signatures
+from geosam_stac.hrefs import is_local, recordable, to_local_path, unsigned
 
 if TYPE_CHECKING:
     import pystac
@@ -211,8 +211,7 @@ def _recorded(value: Any) -> Any:
         return [_recorded(part) for part in value]
     if not isinstance(value, str):
         return value
-    text = without_signatures(unsigned(value))
-    return text if find_secret(text) is None else "..."
+    return recordable(value)
 
 
 SEARCH_FIELDS = ("collection", "ids", "datetime", "filter", "query", "sortby", "limit")
@@ -368,6 +367,8 @@ class Work:
     source: pystac.Item | Group | None = None
     error: GeosamStacError | None = None
     href: str | None = None
+    # Its line of `failed.ndjson`, where that is kept as it stands.
+    line: str | None = None
 
     def failed_lines(self, error: GeosamStacError, hosts: Hosts) -> list[str]:
         """Lines for `failed.ndjson`, one an Item."""
@@ -375,6 +376,8 @@ class Work:
         from geosam_stac.sources.groups import Group
         from geosam_stac.sources.itemfiles import failed_line
 
+        if self.line is not None:
+            return [self.line]
         if self.source is None:
             return [failed_line(self.href or error.item or "-", error, typed=typed)]
         if isinstance(self.source, Group):
@@ -386,7 +389,7 @@ def scenes(found: Iterable[Found], groupby: str) -> Iterator[Work]:
     """Items as scenes: lazily when each is one, else when all are gathered and grouped."""
     if groupby == "id":
         for one in found:
-            yield Work(source=one.item, error=one.error, href=one.href)
+            yield Work(source=one.item, error=one.error, href=one.href, line=one.line)
         return
     from geosam_stac.sources.groups import group_items
 
@@ -399,7 +402,7 @@ def scenes(found: Iterable[Found], groupby: str) -> Iterator[Work]:
             except GeosamStacError as failure:
                 error = failure
         if error is not None:
-            yield Work(source=one.item, error=error, href=one.href)
+            yield Work(source=one.item, error=error, href=one.href, line=one.line)
         elif one.item is not None:
             items.append(one.item)
     for group in group_items(items, groupby):

@@ -137,8 +137,15 @@ def _asked(inputs: Inputs) -> str:
     """What was asked of a search, in words."""
     if not inputs.is_search:
         return ""
-    said = [f"--{name}" for name in SEARCH_FIELDS if getattr(inputs, name) and name != "limit"]
-    return f" for {', '.join(said)} and the extent given" if said else " in the extent given"
+    given = {name: value for name, value in inputs.as_dict().items() if name in SEARCH_FIELDS}
+    given.pop("limit", None)
+    said = [
+        f"--{name} {','.join(value) if isinstance(value, list) else value}"
+        for name, value in given.items()
+    ]
+    # With their values: a Collection's id that is misspelt is found by reading it.
+    extent = "and the extent, if one was given"
+    return f" for {', '.join(said)} {extent}" if said else " in the extent given"
 
 
 def result_document(result: EncodeResult) -> dict[str, Any]:

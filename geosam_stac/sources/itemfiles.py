@@ -8,6 +8,7 @@ object stores are read through the functions that are handed in.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -44,12 +45,14 @@ class Found:
     """One Item of a search or a file: either `item` or `error` is set.
 
     `item` is as its source gave it (its hrefs may be signed); `href` is unsigned: the Item's self
-    link, or the best name that there is for a broken one; None when nothing names it.
+    link, or the best name that there is for a broken one; None when nothing names it. `line` is its
+    line of a `failed.ndjson` that stands for it there until it can be read, unsigned.
     """
 
     item: pystac.Item | None
     error: GeosamStacError | None
     href: str | None
+    line: str | None = None
 
     def __post_init__(self) -> None:
         assert (self.item is None) != (self.error is None)
@@ -197,6 +200,8 @@ class _Reader:
         """The Items of one document; `where` names its place in the source, for errors."""
         if isinstance(document, GeosamStacError):
             yield self._failed(document, where, None)
+        elif self._is_remote and _failed_elsewhere(document):
+            yield self._of_another_machine(document, where)
         elif isinstance(document, list):
             for index, entry in enumerate(document):
                 yield from self.found(entry, _join(where, f"[{index}]"))
@@ -268,6 +273,18 @@ class _Reader:
             self.hosts.own(item)
         return Found(item=item, error=None, href=unsigned(href) if href else None)
 
+    def _of_another_machine(self, document: dict[str, Any], where: str) -> Found:
+        name = document.get("id") or document.get("href")
+        error = DataError(
+            "a list that lies elsewhere cannot name files of this machine",
+            item=name if isinstance(name, str) else None,
+            href=self.name,
+            hint="Copy the list to the machine that has the files, and give the copy to --items",
+        )
+        line = json.dumps(_unsigned_values(document))
+        found = self._failed(error, where, None)
+        return dataclasses.replace(found, line=line if find_secret(line) is None else None)
+
     def _failed_before(self, document: Any) -> bool:
         """Whether this is a line of `failed.ndjson`; the hosts typed in that run are trusted."""
         if not isinstance(document, dict) or FAILED_MEMBER not in document:
@@ -283,6 +300,19 @@ class _Reader:
         if where:
             error.message = f"{where}: {error.message}"
         return Found(item=None, error=error, href=href or self.name)
+
+
+def _failed_elsewhere(document: Any) -> bool:
+    """Whether this is a line of `failed.ndjson` that names files of the machine which wrote it.
+
+    All hrefs in such lines are absolute: resolved against the list's place they would be others.
+    """
+    if not isinstance(document, dict) or FAILED_MEMBER not in document:
+        return False
+    assets = document.get("assets")
+    named = list(assets.values()) if isinstance(assets, dict) else []
+    hrefs = [asset.get("href") for asset in (document, *named) if isinstance(asset, dict)]
+    return any(isinstance(href, str) and is_local(href) for href in hrefs)
 
 
 def _working_folder() -> str:

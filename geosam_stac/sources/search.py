@@ -352,7 +352,14 @@ def api_adapter(
     """For requests to the API at `url`: tries every method again, and adds its credentials.
 
     `headers` go to the API's own host only; requests to `hosts`, by default public ones and that.
+    Raises UsageError for a `url` that names no host, or a port that is none.
     """
+    try:
+        host = _origin(url)[1]
+    except ValueError:
+        host = None
+    if not host:
+        raise UsageError("not a valid URL", href=unsigned(url), expected="https://host/...")
     return _Adapter(url, headers, retries, hosts or Hosts(url))
 
 

@@ -152,6 +152,12 @@ def test_two_runs_at_once_and_a_third_that_mends_both(out, tmp_path):
     failed = Failures(out).href
     if failed.startswith("s3:"):
         # A list on a store may not name rasters of this machine; nor is a copy the run's own list.
+        before = lines(out)
+        refused = start(*options, "--items", failed)
+        _, errors = refused.communicate(timeout=240)
+        assert refused.returncode == 65, errors
+        assert "Copy the list to the machine that has the files" in errors
+        assert sorted(lines(out)) == sorted(before)
         copy = tmp_path / "copy.ndjson"
         copy.write_bytes(Store(out).get(FAILED))
         failed = str(copy)

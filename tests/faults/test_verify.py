@@ -278,6 +278,20 @@ def test_a_moved_folder_is_whole_and_is_repaired_where_it_is(source, tmp_path, f
         gs.verify(tmp_path / "moved" / "renamed", repair=True)
 
 
+def test_run_json_still_tells_what_the_scene_was_asked_for_by(source, tmp_path, fake_model):
+    out = str(tmp_path / "out")
+    with fake_session(tmp_path, out=out) as session:
+        session.inputs = {"search": "https://api/v1", "collection": ["c"]}
+        result = encode_scene(session, session.scene(str(source)), session.config)
+    run = tmp_path / "out" / result.item.id / "run.json"
+    before = json.loads(run.read_text())
+    next(run.parent.rglob("*.pt")).unlink()
+    assert gs.verify(result.href, repair=True).is_whole
+    after = json.loads(run.read_text())
+    assert after["created"] != before["created"]
+    assert after["inputs"] == {"search": "https://api/v1", "collection": ["c"]}
+
+
 def test_on_the_command_line(cli, source, tmp_path, fake_model):
     scene = Scene(tmp_path, source, str(tmp_path / "out"))
     done = cli("verify", scene.href)

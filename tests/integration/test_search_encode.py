@@ -176,7 +176,10 @@ def test_nothing_found(cli, api, options, tmp_path):  # noqa: F811
     search = ("--search", api[0], "--collection", COLLECTION, "--datetime", "1999")
     done = cli(*options, *search)
     assert (done.code, done.out) == (0, "")
-    assert done.err.startswith(f"warning: nothing found: {api[0]} has no Items for ")
+    assert done.err == (
+        f"warning: nothing found: {api[0]} has no Items for --collection {COLLECTION}, "
+        "--datetime 1999 and the extent, if one was given\n"
+    )
     assert not (tmp_path / "out").exists()
 
 

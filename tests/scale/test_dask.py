@@ -109,6 +109,8 @@ def test_failures_are_told_and_the_rest_goes_on(tmp_path, forty, cluster):
     assert "no worker has the resource GPU" in heard
     assert "broken" in heard
     assert json.loads((out / "failed.ndjson").read_text())["id"] == "broken"
+    runs = [json.loads(path.read_text()) for path in out.glob("*/run.json")]
+    assert [run["inputs"] for run in runs] == [{"items": str(items)}] * 5
 
 
 def test_one_scene_from_python(tmp_path, cluster, fake_model):
@@ -132,6 +134,8 @@ def test_one_scene_from_python(tmp_path, cluster, fake_model):
     assert result.item.id == whole.item.id
     assert result.chips_encoded == whole.chips_encoded
     assert_same(contents(tmp_path / "out"), expected)
+    run = json.loads((tmp_path / "out" / result.item.id / "run.json").read_text())
+    assert run["inputs"] == {"item": [str(path)]}
     # They come by another way than the result: the last ones may come after it.
     assert 1 <= sum(isinstance(event, ChipDone) for event in heard) <= whole.chips_encoded
 

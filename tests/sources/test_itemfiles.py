@@ -481,3 +481,19 @@ def test_a_failed_line_takes_relative_hrefs_along(tmp_path):
     (one,) = read(tmp_path / "failed.ndjson")
     assert one.item.assets["a"].href == str(tmp_path / "in" / "a.tif")
     assert source.assets["a"].href == "./a.tif"
+
+
+def test_a_failed_line_of_local_files_says_what_to_do_where_the_list_lies_elsewhere():
+    local = item("local") | {"geosam:failed": {"exit_code": 75, "error": "no"}}
+    local["assets"]["a"]["href"] = "/data/a.tif"
+    named = {"href": "/data/one.json", "geosam:failed": {"exit_code": 75, "error": "no"}}
+    remote = json.loads(json.dumps(local)) | {"id": "remote"}
+    remote["assets"]["a"]["href"] = "https://x.test/a.tif"
+    href = "s3://b/out/failed.ndjson"
+    first, second, third = read(href, store={href: lines(local, named, remote).encode()})
+    for one, name, document in ((first, "local", local), (second, "/data/one.json", named)):
+        assert one.error.exit_code == 65
+        assert one.error.item == name
+        assert "Copy the list to the machine that has the files" in one.error.hint
+        assert json.loads(one.line) == document  # it stays what it was
+    assert third.item.assets["a"].href == "https://x.test/a.tif"

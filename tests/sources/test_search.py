@@ -376,6 +376,12 @@ def test_an_answer_that_is_no_page(serve, body):
         ask(api)
 
 
+@pytest.mark.parametrize("url", ["http://h:80x/", "http:///stac", "http://[::1/stac"])
+def test_a_url_that_is_none(url):
+    with pytest.raises(UsageError, match="not a valid URL"):
+        list(search(SearchQuery(url=url)))
+
+
 def test_nobody_there(serve):
     api = serve(0)
     api.close()
