@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,11 @@ import pytest
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     share = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+# A shell starts background jobs with Ctrl-C ignored, and what it starts inherits that; the command
+# honours it. The tests send signals to processes that they start, so here it is as in a terminal.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import fakes
 
