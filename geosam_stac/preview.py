@@ -131,8 +131,9 @@ def png(path: Path) -> bytes:
     factor = max(1, round(PNG_LEAST_PX / max(image.size)))
     if factor > 1:
         size = (image.width * factor, image.height * factor)
-        # Colour and transparency apart: nodata's black must not run into the edge of the data.
-        colour = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        # Pillow weighs colours by their opacity, so that nodata's black does not run into the edge
+        # of the data; the edge itself stays sharp.
+        colour = image.resize(size, Image.Resampling.BICUBIC)
         colour.putalpha(image.getchannel("A").resize(size, Image.Resampling.NEAREST))
         image = colour
     out = io.BytesIO()
