@@ -124,7 +124,7 @@ def _read_file(source: str) -> tuple[str, str]:
     try:
         return path.read_text(encoding="utf-8"), str(path)
     except FileNotFoundError as error:
-        raise DataError("no such file", href=str(path), hint="Check the path to --item") from error
+        raise DataError("no such file", href=str(path), hint="Check the path") from error
     except IsADirectoryError as error:
         raise DataError(
             "this is a folder, not a STAC Item", href=str(path), hint="Name the Item's JSON file"
