@@ -50,6 +50,8 @@ class Session(session.Session):
         Called with every `geosam_stac.events.Event`, from several threads.
     progress
         Draw bars with tqdm: widgets in a notebook, text on stderr elsewhere.
+    encodes
+        False where others encode, on devices of their own, and this machine only plans.
     options
         Fields of EncodeConfig by name, as `model="sam2.1-hiera-tiny"`; they win over `config`.
 
@@ -67,6 +69,7 @@ class Session(session.Session):
         *,
         sink: Sink = ignore,
         progress: bool = False,
+        encodes: bool = True,
         **options: Any,
     ) -> None:
         self._bars = Bars(sink) if progress else None
@@ -81,6 +84,7 @@ class Session(session.Session):
             cache_dir=default_cache_dir(os.environ),
             sink=sink,
             token=hugging_face_token(os.environ),
+            encodes=encodes,
         )
         self.config_sources = dict.fromkeys(options, "Python")
         self._publisher = Publisher(asked.publish, headers=api_headers(os.environ), sink=sink)
@@ -163,7 +167,7 @@ def _encode_on(
 
     asked = (config or EncodeConfig()).replace(options)
     # The model is the workers': this machine plans, and puts together.
-    with Session(asked, sink=sink, progress=progress, device="cpu") as opened:
+    with Session(asked, sink=sink, progress=progress, device="cpu", encodes=False) as opened:
         scene = opened.scene(source)
         recipe = Recipe(
             config=opened.config.replace({"device": asked.device}),

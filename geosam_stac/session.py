@@ -69,6 +69,9 @@ class Session:
         Which hosts remote Items may name; default: public ones, and those of the URLs given.
     token
         A Hugging Face token, for models whose licence must be accepted there.
+    encodes
+        False where this machine only plans, and puts together what others encode: the precision
+        is that of their devices, and need not be one of this machine's.
 
     Raises
     ------
@@ -86,6 +89,7 @@ class Session:
         access: Callable[[pystac.Item], Access] | None = None,
         hosts: Hosts | None = None,
         token: str | None = None,
+        encodes: bool = True,
     ) -> None:
         from geosam_stac.encoders.devices import resolve_device, resolve_precision
 
@@ -102,7 +106,9 @@ class Session:
         self.inputs: Mapping[str, Any] = {}
         self.entry: ModelEntry = find_model(config.model)
         self.device = resolve_device(config.device)
-        self.precision = resolve_precision(config.precision, self.device)
+        self.precision = config.precision
+        if encodes or config.precision == "auto":
+            self.precision = resolve_precision(config.precision, self.device)
         if config.memory_strategy == "low":
             self.batch_size = 1
         elif config.batch_size == "auto":
@@ -179,8 +185,13 @@ class Session:
             wanted = self.device.startswith("cuda")
         if wanted:
             # Beside the checkpoints, so that the next run, or the next container on this volume,
-            # need not compile; unless the user has said where.
-            os.environ.setdefault(COMPILER_CACHE, str(self.cache_dir / "compiled"))
+            # need not compile; unless the user has said where. Baked in an image or mounted from a
+            # volume they may be read-only: then it is kept where torch keeps it, in TMPDIR.
+            compiled = self.cache_dir / "compiled"
+            with contextlib.suppress(OSError):
+                compiled.mkdir(parents=True, exist_ok=True)
+            if os.access(compiled, os.W_OK | os.X_OK):
+                os.environ.setdefault(COMPILER_CACHE, str(compiled))
         return wanted
 
     def scene(self, source: Source, *, read_headers: bool = True) -> Scene:

@@ -75,6 +75,12 @@ def test_runs_as_the_user_of_the_jobs():
     assert '["geosam-stac", "doctor"]' in health
 
 
+def test_what_jobs_and_dask_workers_may_ask_for_is_installed():
+    """--model sam3 and --dask need the extras: without them a pod exits with 78."""
+    (install,) = [step.rest for step in steps() if "-c requirements.txt '.[" in step.rest]
+    assert "'.[dask,sam3]'" in install
+
+
 def test_what_is_sent_to_the_engine_is_what_is_copied():
     allowed = {
         line[1:]

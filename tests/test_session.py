@@ -170,6 +170,19 @@ def test_unknown_model_and_device(tmp_path):
         fake_session(tmp_path, model="sam2.1-hiera-teeny")
     with pytest.raises(ConfigurationError, match="cuda:99"):
         fake_session(tmp_path, device="cuda:99")
+    with pytest.raises(ConfigurationError, match="fp16 is not for the CPU"):
+        fake_session(tmp_path, precision="fp16")
+
+
+def test_who_only_plans_takes_the_precision_of_those_who_encode(tmp_path):
+    """A finalizer, or Dask's client, has no GPU, and its run was asked for with fp16."""
+    config = fake_session(tmp_path).config
+    for precision, expected in (("fp16", "fp16"), ("bf16", "bf16"), ("fp32", "fp32")):
+        asked = config.replace({"precision": precision})
+        session = Session(asked, cache_dir=tmp_path / "cache", encodes=False)
+        assert session.precision == expected
+    asked = config.replace({"precision": "auto"})
+    assert Session(asked, cache_dir=tmp_path / "cache", encodes=False).precision in ("fp32", "bf16")
 
 
 def test_sources_of_a_scene(tmp_path):
@@ -363,4 +376,17 @@ def test_batches_are_sized_by_the_device_where_nobody_says(tmp_path, fake_model,
         session = fake_session(tmp_path, precision="fp32", compile=False, **options)
         assert session.encoder.compile == "off"
         assert session.batch_size == options.get("batch_size", 1)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_weights_that_are_read_only_have_no_compiled_kernels_beside_them(
+    tmp_path, fake_model, monkeypatch
+):
+    """Baked in an image or mounted from a volume: torch would fail to import its compiler there."""
+    monkeypatch.setattr("geosam_stac.encoders.devices.resolve_device", lambda name: "cuda:0")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    # No folder can be made below a file, by root neither.
+    (tmp_path / "cache").write_bytes(b"")
+    session = fake_session(tmp_path, precision="fp32", checkpoint="untrained")
+    assert session.encoder.compile == "on"
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ

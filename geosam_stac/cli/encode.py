@@ -86,15 +86,15 @@ def encode(
 
         encode_on_dask(dask, inputs, in_force, json_lines=json_lines)
         return
+    if shard is not None:
+        from geosam_stac.cli.shards import run_shard
+        from geosam_stac.scale.shards import Shard
+
+        run_shard(inputs, in_force, Shard.parse(shard, os.environ), json_lines=json_lines)
+        return
     with opened(inputs, in_force) as (session, works):
         if dry_run:
             plan_all(session, works, inputs=inputs, json_lines=json_lines)
-        elif shard is not None:
-            from geosam_stac.cli.shards import encode_shard
-            from geosam_stac.scale.shards import Shard
-
-            which = Shard.parse(shard, os.environ)
-            encode_shard(session, list(works), which, json_lines=json_lines)
         else:
             _encode_all(session, works, inputs=inputs, json_lines=json_lines)
 

@@ -162,7 +162,7 @@ def _checked(config: EncodeConfig) -> EncodeConfig:
     if config.out is None or is_local(config.out):
         raise UsageError(
             "--out must be a place that every pod can write to",
-            expected="an s3://, gs:// or az:// URL",
+            expected="an s3:// or gs:// URL",
             got=config.out or "none",
         )
     if config.overwrite:

@@ -21,7 +21,7 @@ def opened(
 ) -> Iterator[tuple[Session, Iterator[Work]]]:
     """Open a Session, with progress drawn on the terminal; and the scenes, lazily.
 
-    `device` is used instead of the one that was asked for.
+    `device` is used instead of the one that was asked for, by a machine that does not encode.
     """
     # Here, not above: these bring torch and GDAL, and take seconds.
     from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
@@ -46,6 +46,7 @@ def opened(
             profile=profile,
             access=inputs.access(profile, os.environ),
             hosts=hosts,
+            encodes=device is None,
         ) as session:
             session.config_sources = in_force.sources
             session.inputs = inputs.as_dict()

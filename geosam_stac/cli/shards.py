@@ -36,6 +36,31 @@ if TYPE_CHECKING:
 POLL_S = 15.0
 
 
+def run_shard(inputs: Inputs, in_force: InForce, shard: Shard, *, json_lines: bool) -> None:
+    """Open a Session and encode one shard in it.
+
+    A machine that cannot open one (no such device) ends a Job at once: its report says so, or the
+    finalizer would wait for all the others to the end of its clock.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            session, works = stack.enter_context(opened(inputs, in_force))
+        except ConfigurationError as error:
+            with contextlib.suppress(GeosamStacError):
+                _report_unopened(inputs, in_force, shard, error)
+            raise
+        encode_shard(session, list(works), shard, json_lines=json_lines)
+
+
+def _report_unopened(
+    inputs: Inputs, in_force: InForce, shard: Shard, error: GeosamStacError
+) -> None:
+    # The report's name does not depend on the device.
+    with opened(inputs, in_force, device="cpu") as (session, works):
+        _, reports = _cut(session, list(works), shard.count)
+        reports.fail(shard, reports.begin(shard), error)
+
+
 def encode_shard(
     session: Session, works: Sequence[Work], shard: Shard, *, json_lines: bool
 ) -> None:
