@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
-# So many processes run the tests (one more than there are cores: many tests wait for servers and
-# processes), each a file at a time, in order: whole models come before the many
+# So many processes run the tests (as there are cores, at most four), each a file at a time, in order: whole models come before the many
 # quick files that end it. `make test WORKERS=0` takes one alone.
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n + 1 : 4)))
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help

@@ -96,7 +96,8 @@ def test_once(target, fault, web, encode, clean, bucket, tmp_path):
     assert web.faults() == fails.times
     assert result.chips_encoded == CHIPS
     if (target, fault) not in DRIVERS_OWN:
-        assert result.retries == {KINDS[target][fault]: 1}
+        # Not "== 1": a busy machine may take more than the second that is allowed for an answer.
+        assert result.retries.get(KINDS[target][fault], 0) >= 1
     assert_same(contents(out, web.url), clean)
 
 
