@@ -12,7 +12,6 @@ scores, as (batch x heads, N, N): 0.8 GB a chip and global layer in fp32. Two wa
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -100,9 +99,12 @@ def augmented(  # noqa: PLR0917 - as scaled_dot_product_attention
     return F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :d]
 
 
-@functools.lru_cache(maxsize=16)
 def _one_hot(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """(rows x columns, rows + columns): a grid position's row and column, each one-hot."""
-    at = torch.arange(rows * columns, device=device)
-    codes = [F.one_hot(at // columns, rows), F.one_hot(at % columns, columns)]
-    return torch.cat(codes, dim=-1).to(dtype)
+    """(rows x columns, rows + columns): a grid position's row and column, each one-hot.
+
+    Made anew at each call, which costs nothing beside the attention: a tensor that was kept would
+    carry the mode it was made in (inference, tracing, fake tensors) into every later one.
+    """
+    row = torch.eye(rows, device=device, dtype=dtype).repeat_interleave(columns, dim=0)
+    column = torch.eye(columns, device=device, dtype=dtype).repeat(rows, 1)
+    return torch.cat([row, column], dim=-1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from geosam_stac.encoders.attention import _runs, augmented, best_attention
 from geosam_stac.errors import DeviceOutOfMemoryError
@@ -63,6 +64,14 @@ def test_rows_and_columns_are_told_apart() -> None:
     q, k, v, rel_h, rel_w = inputs(4, 4)
     swapped = augmented(q, k, v, rel_w, rel_h, 0.3)
     assert error(swapped, materialised((q, k, v, rel_h, rel_w), 0.3)) > 0.1
+
+
+def test_a_pass_with_fake_tensors_leaves_nothing_behind() -> None:
+    """As tracing makes them: a tensor kept from one would spoil every later pass of its shape."""
+    given = inputs(5, 7)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        augmented(*given, 0.3)
+    assert error(augmented(*given, 0.3), materialised(given, 0.3)) < 1e-6
 
 
 def test_a_cpu_takes_the_augmented_one() -> None:
