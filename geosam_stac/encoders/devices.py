@@ -130,7 +130,8 @@ def resolve_precision(requested: str, device: str) -> str:
 def _has_bf16(device: str) -> bool:
     """Whether matrices of bf16 have instructions of their own there."""
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):  # it speaks of the current one
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Absent from torch before 2.11. On x86 only: elsewhere bf16 has not been measured.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     wanted = ("amx_bf16", "avx512_bf16")

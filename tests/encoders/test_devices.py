@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -46,10 +49,20 @@ def test_resolve_device_without_gpu(no_gpu: None, monkeypatch: pytest.MonkeyPatc
 
 
 def test_resolve_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert resolve_precision("auto", "cuda:0") == "bf16"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    current = ["cuda:0"]
+
+    @contextlib.contextmanager
+    def device(name: str) -> Iterator[None]:
+        current.append(name)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == "cuda:1"
+    )
     assert resolve_precision("auto", "cuda:0") == "fp32"
+    assert resolve_precision("auto", "cuda:1") == "bf16"  # the newer one of two
     assert resolve_precision("auto", "mps") == "fp32"
     assert resolve_precision("fp16", "cuda:0") == "fp16"
     assert resolve_precision("bf16", "cpu") == "bf16"
