@@ -8,15 +8,16 @@ canary. Prints a JSON list of [exit code, paths the canary saw, stderr].
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,26 +33,28 @@ PORT = 8080
 
 
 class _Handler(BaseHTTPRequestHandler):
-    files: dict[str, bytes] = {}  # noqa: RUF012
-    canary: list[str] = []  # noqa: RUF012
+    files: Path
+    canary: Path
 
     def do_GET(self):
         address = self.connection.getsockname()[0].removeprefix("::ffff:")
         path = self.path.partition("?")[0]
         if address != PUBLIC:
-            self.canary.append(f"{address}{path}")
+            with self.canary.open("a") as canary:
+                canary.write(f"{address}{path}\n")
         if path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/").replace("|", "?"))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        body = self.files.get(path)
-        if body is None:
+        file = self.files / path.removeprefix("/")
+        if not file.is_file():
             self.send_response(404)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        body = file.read_bytes()
         said = self.headers.get("Range")
         status, part = 200, body
         if said:
@@ -87,8 +90,14 @@ def main(cases: list[dict]) -> list[list]:
     lines = [f"{address} {name}" for name, found in NAMES.items() for address in found]
     hosts.write_text("\n".join(["127.0.0.1 localhost", *lines]) + "\n")
     subprocess.run(["mount", "--bind", str(hosts), "/etc/hosts"], check=True)
+    _Handler.files, _Handler.canary = folder / "served", folder / "canary.txt"
+    _Handler.files.mkdir()
     server = ThreadingHTTPServer(("0.0.0.0", PORT), _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # A process of its own: rasterio holds the GIL while GDAL opens what a VRT names.
+    serving = os.fork()
+    if serving == 0:
+        server.serve_forever()
+    atexit.register(os.kill, serving, signal.SIGKILL)
 
     import pytest
 
@@ -116,23 +125,24 @@ def main(cases: list[dict]) -> list[list]:
         )
         + "</VRTDataset>"
     )
-    _Handler.files = {
-        "/good.tif": good.read_bytes(),
-        "/inner.tif": good.read_bytes(),
-        "/hooked.tif": hooked.read_bytes(),
-        "/hidden.tif": vrt.encode(),
-    }
+    for name, body in {
+        "good.tif": good.read_bytes(),
+        "inner.tif": good.read_bytes(),
+        "hooked.tif": hooked.read_bytes(),
+        "hidden.tif": vrt.encode(),
+    }.items():
+        (_Handler.files / name).write_bytes(body)
     (folder / "good.vrt").write_text(vrt)
     # Else a case would be answered by what GDAL remembers of an earlier one.
     os.environ["CPL_VSIL_CURL_NON_CACHED"] = "/vsicurl/"
     results = []
     for number, case in enumerate(cases):
-        _Handler.canary.clear()
+        _Handler.canary.write_text("")
         fields = rasters.named_bands("red", "green", "blue")
         href = case["href"].replace("FOLDER", str(folder))
         item = rasters.document({"image": rasters.asset(href, **fields)}, item_id="hostile")
-        _Handler.files["/item.json"] = json.dumps(item | case.get("item", {})).encode()
-        _Handler.files["/items.ndjson"] = json.dumps({"href": href}).encode()
+        (_Handler.files / "item.json").write_text(json.dumps(item | case.get("item", {})))
+        (_Handler.files / "items.ndjson").write_text(json.dumps({"href": href}))
         local = folder / "local.json"
         local.write_text(json.dumps(item))
         source = case.get("source", f"http://{PUBLIC}:{PORT}/item.json").replace(
@@ -149,7 +159,7 @@ def main(cases: list[dict]) -> list[list]:
                     *("--out", str(folder / f"out{number}"), *case.get("flags", [])),
                 ],
             )
-        results.append([code, list(_Handler.canary), err.getvalue()])
+        results.append([code, _Handler.canary.read_text().splitlines(), err.getvalue()])
     return results
 
 
