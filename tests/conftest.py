@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests import fakes
+from tests.forks import Forks, forks
 
 
 def pytest_addoption(parser):
@@ -43,6 +45,13 @@ def _own_environment(monkeypatch, tmp_path_factory):
         if name.startswith("GEOSAM_STAC_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("GEOSAM_STAC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Forks]:
+    """Starts command lines as processes of their own, at a fork's price."""
+    with forks() as found:
+        yield found
 
 
 @pytest.fixture

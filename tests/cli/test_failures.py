@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import uuid
 
 import pytest
@@ -16,7 +14,8 @@ from geosam_stac.sources import parse_item
 from geosam_stac.sources.groups import Group
 from geosam_stac.storage import Store
 from tests import rasters, servers
-from tests.cli.conftest import ROOT, make_item
+from tests.cli.conftest import make_item
+from tests.scale.main import start
 
 A, B, C = (("c", name) for name in "abc")
 
@@ -118,16 +117,9 @@ def test_the_names_of_a_scene():
     assert scene_keys(Work(error=error, href="/x.json")) == {("", "/x.json"), ("", "x")}
 
 
-def start(*argv):
-    command = [sys.executable, "-W", "ignore", "-m", "tests.scale.main", 64, 0, "encode", *argv]
-    return subprocess.Popen(
-        [*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def test_two_runs_at_once_and_a_third_that_mends_both(out, tmp_path):
+def test_two_runs_at_once_and_a_third_that_mends_both(runs, out, tmp_path):
     options = [
-        *("--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "--device", "cpu"),
+        *("encode", "--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "--device", "cpu"),
         *("--stride", 64, "--out", out),
     ]
     tifs, running = {}, []
@@ -140,11 +132,11 @@ def test_two_runs_at_once_and_a_third_that_mends_both(out, tmp_path):
         tif.unlink()
         items = tmp_path / f"{run}.ndjson"
         items.write_text("".join(json.dumps(document) + "\n" for document in documents))
-        running.append(start(*options, "--items", items))
+        running.append(start(runs, *options, "--items", items))
     for process in running:
-        output, errors = process.communicate(timeout=240)
-        assert process.returncode == 3, errors
-        assert len(output.splitlines()) == 1
+        ended = process.wait()
+        assert ended.code == 3, ended.err
+        assert len(ended.out.splitlines()) == 1
     assert sorted(json.loads(text)["id"] for text in lines(out)) == ["a-bad", "b-bad"]
 
     for tif, data in tifs.items():
@@ -153,16 +145,14 @@ def test_two_runs_at_once_and_a_third_that_mends_both(out, tmp_path):
     if failed.startswith("s3:"):
         # A list on a store may not name rasters of this machine; nor is a copy the run's own list.
         before = lines(out)
-        refused = start(*options, "--items", failed)
-        _, errors = refused.communicate(timeout=240)
-        assert refused.returncode == 65, errors
-        assert "Copy the list to the machine that has the files" in errors
+        refused = start(runs, *options, "--items", failed).wait()
+        assert refused.code == 65, refused.err
+        assert "Copy the list to the machine that has the files" in refused.err
         assert sorted(lines(out)) == sorted(before)
         copy = tmp_path / "copy.ndjson"
         copy.write_bytes(Store(out).get(FAILED))
         failed = str(copy)
-    again = start(*options, "--items", failed)
-    output, errors = again.communicate(timeout=240)
-    assert again.returncode == 0, errors
-    assert len(output.splitlines()) == 2
+    again = start(runs, *options, "--items", failed).wait()
+    assert again.code == 0, again.err
+    assert len(again.out.splitlines()) == 2
     assert lines(out) is None

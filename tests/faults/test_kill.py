@@ -1,8 +1,8 @@
 """Runs that are killed, at any moment of their work: SIGTERM, SIGINT and SIGKILL to real processes.
 
-Each case is a run of the command line in a process of its own (`tests.faults.forks`), ended by a
-signal at a change of its output or after a random time, and a second run of the same command. What
-a crash at a call of the store leaves is tested in `test_resume_model`, in one process.
+Each case is a run of the command line in a process of its own (`tests.forks`), ended by a signal
+at a change of its output or after a random time, and a second run of the same command. What a
+crash at a call of the store leaves is tested in `test_resume_model`, in one process.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import pytest
 
 from tests import rasters
 from tests.faults.conftest import TILES, assert_same, check_output, contents, objects
-from tests.faults.forks import PATIENCE_S, ROOT, Ended, Forks, Point, Running, forks
 from tests.faults.server import FaultServer, Rule, fault_server
+from tests.faults.watch import Point, changes, encoded, start
+from tests.forks import PATIENCE_S, ROOT, Ended, Forks, Running
 from tests.servers import s3_endpoint, use_s3  # noqa: F401  (a fixture)
 
 PX = 448
@@ -37,12 +38,6 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
 COMMIT = ("manifest.parquet", "skipped.parquet", "thumbnail.png", "run.json")
 #: A store on a socket takes longer than a disk.
 PACE = {"local": 1.0, "s3": 6.0}
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Forks]:
-    with forks() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +81,16 @@ def clean(runs, item, tmp_path_factory) -> Clean:
     out = str(folder / "out")
     own = {k: v for k, v in os.environ.items() if not k.startswith("GEOSAM_STAC_")}
     own["GEOSAM_STAC_CACHE"] = str(folder / "cache")
-    running = runs.start(command(item, out), folder / "run", environ=own)
+    running = start(runs, command(item, out), environ=own)
     assert running.hear("create")
     started = time.monotonic()
     assert running.hear("delete_tree")
     seconds = time.monotonic() - started
     ended = running.wait()
     assert ended.code == 0, ended.err
-    before = ended.changes[:-6]
-    names = [change.rpartition("/")[2] for change in ended.changes[-6:]]
+    told = changes(ended)
+    before = told[:-6]
+    names = [change.rpartition("/")[2] for change in told[-6:]]
     assert tuple(names[:4]) == COMMIT
     assert names[4].endswith(".json")
     assert names[5] == "journal"
@@ -130,12 +126,12 @@ def look(out: str, clean: Clean) -> Left:
     return Left(features=features, recorded=len(recorded), has_item=has_item)
 
 
-def finish(runs: Forks, argv: list[object], out: str, web: str, folder: Path, clean: Clean) -> dict:
+def finish(runs: Forks, argv: list[object], out: str, web: str, clean: Clean) -> dict:
     """Run it again, to the clean run's end; the result that it prints."""
-    ended = runs.start(argv, folder / "again").wait()
+    ended = start(runs, argv).wait()
     assert ended.code == 0, ended.err
     result = json.loads(ended.out)
-    assert result["chips_encoded"] == ended.encoded
+    assert result["chips_encoded"] == encoded(ended)
     is_clean(result, out, web, clean)
     return result
 
@@ -177,7 +173,7 @@ def place_of(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
 def killed_at(runs: Forks, item: Path, out: str, folder: Path, clean: Clean, point: Point) -> None:
     """A run that a signal ends at a change of its output, and the next one."""
     argv = command(item, out)
-    running = runs.start(argv, folder / "killed", point=point)
+    running = start(runs, argv, point=point)
     assert running.hear("signal")
     ended = within_10_s(running)
     interrupted(ended, point.signum)
@@ -194,10 +190,10 @@ def killed_after(
     for number in range(6):
         here = f"{out}-{number}"
         argv = command(item, here)
-        running = runs.start(argv, folder / f"killed-{number}")
+        running = start(runs, argv)
         assert running.hear("create")
         time.sleep(part * clean.seconds / 2**number)
-        running.send(signum)
+        running.send_signal(signum)
         ended = within_10_s(running)
         if ended.code != 0:
             interrupted(ended, signum)
@@ -221,7 +217,7 @@ def survives(
     left = look(out, clean)
     if signum != signal.SIGKILL:
         assert not list(folder.rglob("*.tmp"))
-    nothing_twice(left, finish(runs, argv, out, web, folder, clean), signum)
+    nothing_twice(left, finish(runs, argv, out, web, clean), signum)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,12 +318,12 @@ def test_sigterm_while_a_read_waits(waits_for, runs, web, clean, tmp_path):
     web.rules(WAITS[waits_for])
     out = str(tmp_path / "out")
     argv = command(f"{web.url}/scene.json", out)
-    running = runs.start(argv, tmp_path / "killed")
+    running = start(runs, argv)
     if waits_for in ("stalled", "header"):
         until(web.faults)
     else:
         running.says("trying again in 60" if waits_for == "item" else "trying again in")
-    running.send(signal.SIGTERM)
+    running.send_signal(signal.SIGTERM)
     interrupted(within_10_s(running), signal.SIGTERM)
     web.rules()
     survives(runs, argv, out, web.url, tmp_path, clean, signal.SIGTERM)
@@ -343,16 +339,16 @@ def test_sigterm_while_a_write_waits(fault, runs, item, s3_upstream, clean, tmp_
         server.rules(Rule(fault=fault, retry_after=again_s, **put))
         out = f"s3://bucket/kill-{tmp_path.name}"
         argv = command(item, out)
-        running = runs.start(argv, tmp_path / "killed")
+        running = start(runs, argv)
         if fault == "503":
             running.says("trying again in 60")
         else:
             until(server.faults)
-        running.send(signal.SIGTERM)
+        running.send_signal(signal.SIGTERM)
         interrupted(within_10_s(running), signal.SIGTERM)
         server.rules()
         left = look(out, clean)
-        result = finish(runs, argv, out, str(item.parent), tmp_path, clean)
+        result = finish(runs, argv, out, str(item.parent), clean)
     if fault == "503":
         assert left.features >= 1
         nothing_twice(left, result, signal.SIGTERM)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import enum
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.forks import Running
 
 
 class Doom(enum.Enum):
@@ -41,7 +42,7 @@ SIGNALS = {
 class Pod:
     """A pod of an index. It has come to the point where it is to end when `ready` says so."""
 
-    process: subprocess.Popen[bytes]
+    process: Running
     doom: Doom | None = None
     ready: Callable[[], bool] = lambda: False
     is_signalled: bool = False

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
+from tests.scale.main import prepare
 
-import pytest
-
-from tests import fakes
-
-input_px = int(os.environ.get("FAKE_INPUT_PX", "64"))
-fake = fakes.install(pytest.MonkeyPatch(), input_px=input_px)
-seconds = float(os.environ.get("FAKE_SECONDS", "0"))
-fake.before = lambda chips: time.sleep(seconds)
+prepare()

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +21,9 @@ from geosam_stac.events import ChipDone, Event
 from geosam_stac.scale.dask import connect
 from tests.cli.conftest import make_item
 from tests.scale.cluster import Cluster
-from tests.scale.outputs import assert_same, contents, environment
+from tests.scale.main import start
+from tests.scale.outputs import assert_same, contents
 
-ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ("--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "--device", "cpu")
 
 
@@ -53,45 +51,33 @@ def forty(tmp_path) -> Path:
     return items
 
 
-def _encode(*argv: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.scale.main", 64, 0, "encode", *argv]
-    return subprocess.Popen(
-        [*map(str, command)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_one_worker_lost_and_one_added(tmp_path, forty, cluster):
+def test_one_worker_lost_and_one_added(runs, tmp_path, forty, cluster):
     out = tmp_path / "out"
     options = ("--items", forty, *OPTIONS, "--stride", 32, "--out", out)
     for _ in range(4):
         cluster.add(seconds=0.02)
-    single = _encode(*options, "-q")
-    assert single.wait(240) == 0, single.stderr.read()
+    single = start(runs, "encode", *options, "-q").wait()
+    assert single.code == 0, single.err
     expected = contents(out)
     assert len([name for name in expected if name.endswith("manifest.parquet")]) == 40
     out.rename(tmp_path / "single")
     cluster.wait(4)
-    run = _encode(*options, "--dask", cluster.address)
+    run = start(runs, "encode", *options, "--dask", cluster.address)
     deadline = time.monotonic() + 120
     while len(list(out.glob("*/*/features/*.pt"))) < 40:  # in the middle
-        assert run.poll() is None, run.communicate()
+        assert run.poll() is None, run.wait()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(cluster.workers[0].pid, signal.SIGKILL)
     cluster.add()
-    told, heard = run.communicate(timeout=240)
-    assert run.returncode == 0, heard
-    assert len(told.splitlines()) == 40
-    assert "40 scenes in" in heard
+    ended = run.wait()
+    assert ended.code == 0, ended.err
+    assert len(ended.out.splitlines()) == 40
+    assert "40 scenes in" in ended.err
     assert_same(contents(out), expected)
 
 
-def test_failures_are_told_and_the_rest_goes_on(tmp_path, forty, cluster):
+def test_failures_are_told_and_the_rest_goes_on(runs, tmp_path, forty, cluster):
     lines = forty.read_text().splitlines()[:5]
     broken = json.loads(lines[1]) | {"id": "broken"}
     broken["assets"]["image"]["href"] = str(tmp_path / "nowhere.tif")
@@ -100,14 +86,13 @@ def test_failures_are_told_and_the_rest_goes_on(tmp_path, forty, cluster):
     cluster.add(gpu=False)
     out = tmp_path / "out"
     options = ("--items", items, *OPTIONS, "--stride", 32, "--out", out)
-    run = _encode(*options, "--dask", cluster.address, "--json")
-    told, heard = run.communicate(timeout=240)
-    assert run.returncode == 3, heard
-    assert {json.loads(line)["id"].split("_")[0] for line in told.splitlines()} == {
+    ended = start(runs, "encode", *options, "--dask", cluster.address, "--json").wait()
+    assert ended.code == 3, ended.err
+    assert {json.loads(line)["id"].split("_")[0] for line in ended.out.splitlines()} == {
         json.loads(line)["id"] for line in lines
     }
-    assert "no worker has the resource GPU" in heard
-    assert "broken" in heard
+    assert "no worker has the resource GPU" in ended.err
+    assert "broken" in ended.err
     assert json.loads((out / "failed.ndjson").read_text())["id"] == "broken"
     runs = [json.loads(path.read_text()) for path in out.glob("*/run.json")]
     assert [run["inputs"] for run in runs] == [{"items": str(items)}] * 5

@@ -21,29 +21,34 @@ from geosam_stac.types import Part
 from tests import rasters
 from tests.cli.conftest import make_item
 from tests.fakes import fake_session
+from tests.forks import PATIENCE_S, ROOT, Ended, Forks
+from tests.scale import main
 from tests.scale.controller import SIGNALS, Controller, Doom, Pod
 from tests.scale.outputs import assert_same, contents, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "example/geosam-stac@sha256:" + "0" * 64
 
 
-def _command(*argv: object, input_px: int = 64) -> list[str]:
-    main = ("-W", "ignore", "-m", "tests.scale.main", input_px, 0)
-    return [sys.executable, *map(str, (*main, *argv))]
-
-
-def _run(*argv: object, index: int | None = None, **options: int) -> subprocess.CompletedProcess:
+def _run(runs: Forks, *argv: object, index: int | None = None, input_px: int = 64) -> Ended:
+    """To its end, as a process of its own; `index`: of the pod."""
     more = {} if index is None else {"JOB_COMPLETION_INDEX": str(index)}
-    return subprocess.run(
-        _command(*argv, **options),
+    return main.start(runs, *argv, FAKE_INPUT_PX=str(input_px), **more).wait()
+
+
+def _plain(*argv: object) -> None:
+    """As `_run`, but a process of its own from its start on, as a container's."""
+    command = [sys.executable, "-W", "ignore", "-m", main.__name__, *map(str, argv)]
+    done = subprocess.run(
+        command,
         check=False,
         cwd=ROOT,
-        env=environment(**more),
-        capture_output=True,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
     )
+    assert done.returncode == 0, done.stderr
 
 
 def _options(out: Path) -> list[str]:
@@ -65,23 +70,26 @@ def _job(shards: int, *, parallelism: int = 4) -> dict:
     return documents(spec)[0]
 
 
-@pytest.fixture
-def many(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
     """A file of 40 small scenes of several sizes, and one that is larger than a shard's share."""
+    folder = tmp_path_factory.mktemp("many")
     rng = np.random.default_rng(1)
     lines = []
     for number in range(40):
         size = (int(rng.integers(40, 200)), int(rng.integers(40, 200)))
-        path = make_item(tmp_path, f"scene-{number:02d}", size)
+        path = make_item(folder, f"scene-{number:02d}", size)
         lines.append(json.dumps(json.loads(path.read_text())))
-    path = make_item(tmp_path, "large", (700, 900))
+    path = make_item(folder, "large", (700, 900))
     lines.append(json.dumps(json.loads(path.read_text())))
-    items = tmp_path / "items.ndjson"
+    items = folder / "items.ndjson"
     items.write_text("\n".join(lines))
     return items
 
 
-def _starter(tmp_path: Path, *argv: object, seed: int = 0) -> Callable[[int, Doom | None], Pod]:
+def _starter(
+    runs: Forks, tmp_path: Path, *argv: object, seed: int = 0
+) -> Callable[[int, Doom | None], Pod]:
     """Starts pods; one that is doomed comes to its end in a batch of its first few."""
     rng = random.Random(seed)
     numbers = itertools.count()
@@ -91,22 +99,15 @@ def _starter(tmp_path: Path, *argv: object, seed: int = 0) -> Callable[[int, Doo
         mark = tmp_path / f"mark-{next(numbers)}"
         if doom is not None:
             more["FAKE_DOOM"] = f"{rng.randint(2, 4)}:{mark if doom in SIGNALS else ''}"
-        process = subprocess.Popen(
-            _command("encode", *argv, "-q"),
-            cwd=ROOT,
-            env=environment(**more),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = main.start(runs, "encode", *argv, "-q", **more)
         return Pod(process=process, doom=doom, ready=mark.exists)
 
     return start
 
 
-def test_eight_shards_with_random_kills(tmp_path, many):
+def test_eight_shards_with_random_kills(runs, tmp_path, many):
     out = tmp_path / "out"
-    single = _run("encode", "--items", many, *_options(out), "-q")
-    assert single.returncode == 0, single.stderr
+    _plain("encode", "--items", many, *_options(out), "-q")
     expected = contents(out)
     assert len([name for name in expected if name.endswith("manifest.parquet")]) == 41
     out.rename(tmp_path / "single")
@@ -116,7 +117,7 @@ def test_eight_shards_with_random_kills(tmp_path, many):
         # These count, and are as many as may be.
         5: [Doom.OUT_OF_MEMORY, Doom.TERMINATED, Doom.TEMPORARY],
     }
-    start = _starter(tmp_path, "--items", many, *_options(out), "--shard", 8, seed=3)
+    start = _starter(runs, tmp_path, "--items", many, *_options(out), "--shard", 8, seed=3)
     outcome = Controller(_job(8), start, dooms=dooms).run(limit_s=400)
     assert outcome.complete == set(range(8))
     assert not outcome.failed and not outcome.job_failed
@@ -126,33 +127,33 @@ def test_eight_shards_with_random_kills(tmp_path, many):
     stale = {"id": json.loads(many.read_text().splitlines()[0])["id"], "geosam:failed": {}}
     (out / "failed.ndjson").write_text(json.dumps(stale) + "\n")
     for _ in range(2):  # safe to run again
-        done = _run("finalize", "--items", many, *_options(out), "--shards", 8)
-        assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()) == 41
+        done = _run(runs, "finalize", "--items", many, *_options(out), "--shards", 8)
+        assert done.code == 0, done.err
+        assert len(done.out.splitlines()) == 41
         assert not (out / "failed.ndjson").exists()
     assert_same(contents(out), expected)
 
 
-def test_an_index_that_fails_too_often_is_told(tmp_path, many):
+def test_an_index_that_fails_too_often_is_told(runs, tmp_path, many):
     out = tmp_path / "out"
     items = tmp_path / "some.ndjson"
     items.write_text("\n".join(many.read_text().splitlines()[:6]))
     options = ("--items", items, *_options(out))
-    start = _starter(tmp_path, *options, "--shard", 3)
+    start = _starter(runs, tmp_path, *options, "--shard", 3)
     dooms = {1: [Doom.OUT_OF_MEMORY, Doom.TEMPORARY, Doom.OUT_OF_MEMORY, Doom.OUT_OF_MEMORY]}
     outcome = Controller(_job(3), start, dooms=dooms).run(limit_s=240)
     assert outcome.codes(1) == [137, 75, 137, 137]
     assert (outcome.failed, outcome.complete) == ({1}, {0, 2})
     assert not outcome.job_failed
-    done = _run("finalize", *options, "--shards", 3)
-    assert done.returncode == 75
+    done = _run(runs, "finalize", *options, "--shards", 3)
+    assert done.code == 75
     # The third pod's report is not there any more: the fourth has begun.
-    assert "of these have begun, and have not come to their end: 1" in done.stderr
-    assert "run them again: `encode --shard I/3`" in done.stderr
-    assert _run("encode", *options, "--shard", "1/3").returncode == 0
-    done = _run("finalize", *options, "--shards", 3)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert "of these have begun, and have not come to their end: 1" in done.err
+    assert "run them again: `encode --shard I/3`" in done.err
+    assert _run(runs, "encode", *options, "--shard", "1/3").code == 0
+    done = _run(runs, "finalize", *options, "--shards", 3)
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 6
 
 
 def _copies(many: Path, items: Path, *, broken: Sequence[bool]) -> None:
@@ -167,85 +168,87 @@ def _copies(many: Path, items: Path, *, broken: Sequence[bool]) -> None:
     items.write_text("\n".join(lines))
 
 
-def test_broken_scenes_do_not_end_a_job(tmp_path, many):
+def test_broken_scenes_do_not_end_a_job(runs, tmp_path, many):
     out, items = tmp_path / "out", tmp_path / "some.ndjson"
     # One in each shard: scenes of one size go to the shards in turns.
     _copies(many, items, broken=[False] * 3 + [True] * 3 + [False] * 3)
     options = ("--items", items, *_options(out))
-    outcome = Controller(_job(3), _starter(tmp_path, *options, "--shard", 3)).run(limit_s=120)
+    outcome = Controller(_job(3), _starter(runs, tmp_path, *options, "--shard", 3)).run(limit_s=120)
     assert sorted(outcome.ends) == [(0, 0, None), (1, 0, None), (2, 0, None)]
-    done = _run("finalize", *options, "--shards", 3)
-    assert done.returncode == 3
-    assert "copy-3" in done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    done = _run(runs, "finalize", *options, "--shards", 3)
+    assert done.code == 3
+    assert "copy-3" in done.err
+    assert len(done.out.splitlines()) == 6
     failed = (out / "failed.ndjson").read_text().splitlines()
     assert [json.loads(line)["id"] for line in failed] == ["copy-3", "copy-4", "copy-5"]
-    again = _run("finalize", *options, "--shards", 3)
-    assert (again.returncode, again.stdout) == (3, done.stdout)
+    again = _run(runs, "finalize", *options, "--shards", 3)
+    assert (again.code, again.out) == (3, done.out)
 
 
-def test_a_shard_of_which_nothing_is_left_fails_its_index(tmp_path, many):
+def test_a_shard_of_which_nothing_is_left_fails_its_index(runs, tmp_path, many):
     out, items = tmp_path / "out", tmp_path / "some.ndjson"
     _copies(many, items, broken=[False, True])
     options = ("--items", items, *_options(out))
-    outcome = Controller(_job(2), _starter(tmp_path, *options, "--shard", 2)).run(limit_s=120)
+    outcome = Controller(_job(2), _starter(runs, tmp_path, *options, "--shard", 2)).run(limit_s=120)
     # At once, without another try, and the others go on.
     assert sorted(outcome.ends) == [(0, 0, None), (1, 65, None)]
     assert outcome.failed == {1} and not outcome.job_failed
 
 
-def test_a_mistake_in_the_options_ends_the_job(tmp_path, many):
+def test_a_mistake_in_the_options_ends_the_job(runs, tmp_path, many):
     argv = ("--items", many, "--shard", 3, "--stride", 0, "--out", tmp_path)
-    outcome = Controller(_job(3, parallelism=1), _starter(tmp_path, *argv)).run(limit_s=60)
+    outcome = Controller(_job(3, parallelism=1), _starter(runs, tmp_path, *argv)).run(limit_s=60)
     assert outcome.job_failed
     assert outcome.ends == [(0, 2, None)]
 
 
-def test_missing_shards_are_named(tmp_path, many):
+def test_missing_shards_are_named(runs, tmp_path, many):
     out = tmp_path / "out"
     for index in (0, 2):
-        done = _run("encode", "--items", many, *_options(out), "--shard", 4, index=index)
-        assert done.returncode == 0, done.stderr
-        assert f"shard {index} of 4" in done.stderr
-    done = _run("finalize", "--items", many, *_options(out), "--shards", 4)
-    assert done.returncode == 75
-    assert "shards that have not reported: 1, 3" in done.stderr
-    assert "parts of the scene are missing" in done.stderr
+        done = _run(runs, "encode", "--items", many, *_options(out), "--shard", 4, index=index)
+        assert done.code == 0, done.err
+        assert f"shard {index} of 4" in done.err
+    done = _run(runs, "finalize", "--items", many, *_options(out), "--shards", 4)
+    assert done.code == 75
+    assert "shards that have not reported: 1, 3" in done.err
+    assert "parts of the scene are missing" in done.err
     # An Item that is gone is not believed to be there.
     (item, *_) = sorted(out.glob("*/scene-*.json"))
     item.unlink()
-    done = _run("finalize", "--items", many, *_options(out), "--shards", 4)
-    assert str(item) not in done.stdout
-    assert "reported the scene as done, but its Item is not there" in done.stderr
-    other = _run("finalize", "--items", many, *_options(out), "--shards", 5)
-    assert other.returncode == 75
-    assert "have not reported: 0, 1, 2, 3, 4" in other.stderr
+    done = _run(runs, "finalize", "--items", many, *_options(out), "--shards", 4)
+    assert str(item) not in done.out
+    assert "reported the scene as done, but its Item is not there" in done.err
+    other = _run(runs, "finalize", "--items", many, *_options(out), "--shards", 5)
+    assert other.code == 75
+    assert "have not reported: 0, 1, 2, 3, 4" in other.err
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """One scene of 8192 x 8192 px."""
+    """One scene of 16 x 16 chips of 128 px: 16 read blocks."""
     folder = tmp_path_factory.mktemp("large")
-    return make_item(folder, "large", (8192, 8192))
+    return make_item(folder, "large", (2048, 2048))
 
 
-def test_one_large_scene_over_five_shards(tmp_path, large):
+def test_one_large_scene_over_five_shards(runs, tmp_path, large):
     out = tmp_path / "out"
-    options = [word if word != "32" else "512" for word in _options(out)]
-    single = _run("encode", "--item", large, *options, "-q", input_px=512)
-    assert single.returncode == 0, single.stderr
+    options = [word if word != "32" else "128" for word in _options(out)]
+    single = _run(runs, "encode", "--item", large, *options, "-q", input_px=128)
+    assert single.code == 0, single.err
     expected = contents(out)
     assert sum(name.endswith(".pt") for name in expected) == 256
     out.rename(tmp_path / "single")
     for index in (3, 0, 4, 1, 2):
         done = _run(
-            *("encode", "--item", large, *options, "--shard", f"{index}/5", "--json"), input_px=512
+            runs,
+            *("encode", "--item", large, *options, "--shard", f"{index}/5", "--json"),
+            input_px=128,
         )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == ""  # no Item yet
+        assert done.code == 0, done.err
+        assert done.out == ""  # no Item yet
     assert not list(out.glob("*/large*.json"))
-    done = _run("finalize", "--item", large, *options, "--shards", 5, input_px=512)
-    assert done.returncode == 0, done.stderr
+    done = _run(runs, "finalize", "--item", large, *options, "--shards", 5, input_px=128)
+    assert done.code == 0, done.err
     assert_same(contents(out), expected)
     assert not list(out.glob("*/parts")) and not list(out.glob("*/journal"))
 
