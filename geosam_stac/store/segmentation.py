@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import antimeridian
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -16,12 +15,12 @@ import shapely
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj import Geod, Transformer
-from shapely.geometry.polygon import orient
 
 from geosam_stac.errors import DataError, UsageError
 from geosam_stac.grid import crop
 from geosam_stac.item import COORDINATE_DIGITS
 from geosam_stac.storage import Store
+from geosam_stac.store.degrees import within_180, wound
 from geosam_stac.store.follow import ObjectMask
 from geosam_stac.store.pixels import polygons
 from geosam_stac.windows import union, within
@@ -110,21 +109,22 @@ class Segmentation:
         frame = gpd.GeoDataFrame(
             pd.DataFrame(records, columns=columns), geometry="geometry", crs=self._crs.proj
         )
-        target = CRS(crs) if crs is not None else self._crs
-        if target != self._crs and len(frame):
-            frame["geometry"] = frame.geometry.segmentize(self._side)
-            frame = frame.to_crs(target.proj)
-            if target.geographic:
-                frame["geometry"] = [_split(shape) for shape in frame.geometry]
-        elif target != self._crs:
-            frame = frame.set_crs(target.proj, allow_override=True)
+        target = self._crs if crs is None else CRS(crs)
+        if frame.empty:
+            return frame.set_crs(target.proj, allow_override=True)
+        if crs is None or (target == self._crs and not target.geographic):
+            return frame
+        frame["geometry"] = frame.geometry.segmentize(self._side)
+        frame = frame.to_crs(target.proj)
+        if target.geographic:
+            frame["geometry"] = [within_180(shape) for shape in frame.geometry]
         return frame
 
     def to_geojson(self) -> str:
         """A FeatureCollection in longitude and latitude, as RFC 7946 wants it."""
         frame = self.to_geodataframe("EPSG:4326")
         frame["geometry"] = [
-            shapely.transform(_wound(shape), lambda xy: np.round(xy, COORDINATE_DIGITS))
+            shapely.transform(wound(shape), lambda xy: np.round(xy, COORDINATE_DIGITS))
             for shape in frame.geometry
         ]
         text: str = frame.to_json(drop_id=True, to_wgs84=True)
@@ -263,25 +263,10 @@ def area_m2(shape: Any, crs: CRS, side: float) -> float:
     def to_lonlat(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.column_stack(transformer.transform(xy[:, 0], xy[:, 1]))
 
-    outline = shapely.transform(shapely.segmentize(shape, side), to_lonlat)
+    # Wound before it is projected: in degrees a ring across the antimeridian may look reversed, and
+    # a hole would be added.
+    outline = shapely.transform(shapely.segmentize(wound(shape), side), to_lonlat)
     if not np.isfinite(shapely.get_coordinates(outline)).all():
         raise DataError("a mask has no place on the Earth")
-    area, _ = _WGS84.geometry_area_perimeter(_wound(outline))
+    area, _ = _WGS84.geometry_area_perimeter(outline)
     return abs(float(area))
-
-
-def _wound(shape: Any) -> Any:
-    """Outlines counter-clockwise, holes clockwise."""
-    parts = [orient(part, sign=1.0) for part in shapely.get_parts(shape)]
-    return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-
-
-def _split(shape: Any) -> Any:
-    """In degrees, cut at the antimeridian."""
-    west, _, east, _ = shape.bounds
-    if east - west <= 180:
-        return shape
-    fixed = antimeridian.fix_multi_polygon(
-        shapely.MultiPolygon(list(shapely.get_parts(shape))), fix_winding=True
-    )
-    return fixed

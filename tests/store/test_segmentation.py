@@ -12,7 +12,7 @@ import rasterio.features
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from pyproj import Geod
+from pyproj import Geod, Transformer
 
 import geosam_stac as gs
 from geosam_stac.errors import UsageError
@@ -127,6 +127,95 @@ def test_across_the_antimeridian():
     west, east = sorted(lons, key=lambda values: float(values.min()))
     assert (west.min(), east.max()) == (-180, 180)
     assert west.max() < -177 and east.min() > 178
+
+
+def holed(height: int, width: int, holes: int) -> np.ndarray:
+    """A disc with as many square holes along its middle, and a square of its own."""
+    rows, cols = np.indices((height, width))
+    mask = (rows - height / 2) ** 2 + (cols - height / 2) ** 2 < (0.48 * height) ** 2
+    side = height // 10
+    for number in range(holes):
+        col = round(height * (0.15 + 0.7 * number / max(1, holes - 1))) - side // 2
+        mask[height // 2 - side // 2 :, col : col + side][:side] = False
+    mask[:side, -side:] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("crs", "lon", "lat"),
+    [
+        ("EPSG:32660", 180, 10),
+        ("EPSG:32701", -180, -17),
+        ("EPSG:32601", -180, 71),
+        ("EPSG:3832", 180, 0),
+        ("EPSG:3031", 180, -75),
+        ("EPSG:3413", 180, 80),
+    ],
+)
+@pytest.mark.parametrize("col", [40, 100, 146, 160])
+def test_holes_and_parts_across_the_antimeridian(crs, lon, lat, col):
+    x, y = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(lon, lat)
+    mask = holed(200, 260, holes=5)
+    geobox = GeoBox(mask.shape, Affine(50, 0, x - 50 * col, 0, -50, y + 5000), crs)
+    found = made(one(mask, 0, 0), geobox=geobox)
+    apart = sum(
+        made(one(pixels, 0, 0), geobox=geobox).polygons.area_m2[0]
+        for pixels in (mask & (np.arange(260) < col), mask & (np.arange(260) >= col))
+    )
+    assert found.polygons.area_m2[0] == pytest.approx(apart, rel=1e-6)
+    degrees = found.to_geodataframe("EPSG:4326").geometry[0]
+    assert degrees.is_valid
+    west, _, east, _ = degrees.bounds
+    assert (west, east) == (-180, 180)
+    area, _ = Geod(ellps="WGS84").geometry_area_perimeter(shapely.orient_polygons(degrees))
+    assert area == pytest.approx(apart, rel=1e-5)
+
+
+def test_around_a_pole():
+    geobox = GeoBox((400, 400), Affine(1000, 0, -200_000, 0, -1000, 200_000), "EPSG:3031")
+    mask = np.ones((400, 400), bool)
+    mask[300:320, 100:120] = False
+    whole = made(one(mask, 0, 0), geobox=geobox).to_geodataframe("EPSG:4326")
+    assert whole.geometry[0].covers(shapely.Point(10, -89.99))
+    mask[190:210, 190:210] = False
+    ring = made(one(mask, 0, 0), geobox=geobox).to_geodataframe("EPSG:4326")
+    assert not ring.geometry[0].covers(shapely.Point(10, -89.99))
+    assert whole.area_m2[0] - ring.area_m2[0] == pytest.approx(400e6 * 1.057, rel=1e-3)
+    for frame in (whole, ring):
+        assert frame.geometry[0].is_valid
+        assert frame.geometry[0].covers(shapely.Point(180, -88.5))
+        assert frame.geometry[0].covers(shapely.Point(0, -88.5))
+        shape = shapely.orient_polygons(frame.geometry[0])
+        area, _ = Geod(ellps="WGS84").geometry_area_perimeter(shape)
+        assert area == pytest.approx(frame.area_m2[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("left", [175, -185])
+def test_degrees_beyond_180_are_cut_where_degrees_are_asked_for(left):
+    mask = np.ones((100, 1000), bool)
+    mask[20:40, 20:40] = mask[20:40, 800:820] = False
+    geobox = GeoBox((100, 1000), Affine(0.01, 0, left, 0, -0.01, -10), "EPSG:4326")
+    found = made(one(mask, 0, 0), geobox=geobox)
+    assert found.polygons.total_bounds == pytest.approx([left, -11, left + 10, -10])
+    (feature,) = json.loads(found.to_geojson())["features"]
+    west, east = sorted(
+        shapely.geometry.shape(feature["geometry"]).geoms, key=lambda part: part.bounds[0]
+    )
+    assert west.bounds == pytest.approx((-180, -11, -175, -10))
+    assert east.bounds == pytest.approx((175, -11, 180, -10))
+    assert [len(part.interiors) for part in (west, east)] == [1, 1]
+
+
+def test_a_mask_of_the_whole_world():
+    for left in (-180, 0):
+        geobox = GeoBox((180, 360), Affine(1, 0, left, 0, -1, 90), "EPSG:4326")
+        (shape,) = (
+            made(one(np.ones((180, 360), bool), 0, 0), geobox=geobox)
+            .to_geodataframe("EPSG:4326")
+            .geometry
+        )
+        assert shape.bounds == (-180, -90, 180, 90)
+        assert shape.area == pytest.approx(360 * 180)
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
