@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -399,6 +400,24 @@ class TestBrowser:
         path.write_text(picture)
         chromium(path, "--dump-dom")
         assert "http://127.0.0.1:9/x.png" in urls_asked(tmp_path / "net.json")
+
+    def test_on_a_phone_nothing_of_the_list_is_cut(self, chromium, holed, tmp_path):
+        """Measured in a frame: Chromium's own window has a least width."""
+        found = gather(str(holed), Limits(details=1))
+        two = type(found)(place=found.place, scenes=found.scenes * 2, failures=(), left_out=0)
+        html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(two))
+        drive = """<script>addEventListener("load", () => {
+          const table = document.querySelector(".paged");
+          const cut = [...table.querySelectorAll("tbody th, td")].filter(
+            (cell) => cell.getBoundingClientRect().right > innerWidth - 14);
+          const name = getComputedStyle(table.querySelectorAll("td")[4], "::before").content;
+          parent.document.title = [innerWidth, cut.length, name].join(" ");
+        });</script>"""
+        html = html.replace("</body>", drive + "</body>")
+        path = tmp_path / "frame.html"
+        path.write_text(f'<iframe width="390" height="800" srcdoc="{escape(html)}"></iframe>')
+        done = chromium(path, "--dump-dom")
+        assert re.search("<title>(.*?)</title>", done.stdout)[1] == '390 0 "Skipped"'
 
     def test_a_long_list_is_turned_in_pages(self, chromium, holed, tmp_path):
         found = gather(str(holed), Limits(details=1))

@@ -147,21 +147,23 @@ def _list(report: Report, anchors: list[str]) -> str:
     if len(report.scenes) < 2:
         return ""
     body = ""
+    # Each cell says its column too: on a phone a scene is a card, not a line.
+    head = ("Scene", "Taken (UTC)", "Model", "Grid", "Chips", "Skipped", "Features", "Time")
     for one, anchor in zip(report.scenes, anchors, strict=True):
         name = esc(one.id)
         cell = name if one.details is None else f'<a href="#{anchor}">{name}</a>'
         total = None if one.run is None else one.run.seconds.get("total")
         cells = (
-            (esc(one.moment), ""), (esc(one.model), ""), (esc(f"{one.crs}, {one.resolution}"), ""),
+            (esc(one.moment), "text"), (esc(one.model), "text"),
+            (esc(f"{one.crs}, {one.resolution}"), "text"),
             (f"{one.chips:,}", "number"), (f"{one.skipped:,}", "number"),
             (size(one.feature_bytes), "number"), (duration(total), "number"),
         )  # fmt: skip
         columns = "".join(
-            f'<td class="{kind}">{value}</td>' if kind else f"<td>{value}</td>"
-            for value, kind in cells
+            f'<td class="{kind}" data-name="{column}">{value}</td>'
+            for column, (value, kind) in zip(head[1:], cells, strict=True)
         )
         body += f'<tr id="row-{anchor}"><th scope="row">{cell}</th>{columns}</tr>'
-    head = ("Scene", "Taken (UTC)", "Model", "Grid", "Chips", "Skipped", "Features", "Time")
     return (
         '<section aria-labelledby="scenes"><h2 id="scenes">Scenes</h2>'
         f'<div class="pager" data-rows="{PAGE_ROWS}" hidden>'
