@@ -122,7 +122,6 @@ def segment(
             token=hugging_face_token(os.environ),
             sink=sink,
         )
-        _warn_of_random_weights(scene)
         found = scene.segment(
             points,
             labels,
@@ -135,6 +134,7 @@ def segment(
             checkpoint=checkpoint,
             device=device,
         )
+    _warn_of_random_weights(scene)  # after usage errors, of which it would be no part
     _tell(found, None if out is None else found.write(out, crs=out_crs), json_lines)
     if found.failed:
         raise SystemExit(EXIT_PARTIAL)

@@ -66,6 +66,12 @@ def test_json_and_stdout(cli, href):
     assert document["failed"] == []
 
 
+def test_an_error_of_usage_stands_alone(cli, href):
+    done = cli("segment", href, "--point", "10,10")
+    assert done.code == 2
+    assert done.err.startswith("error: this place lies outside the scene")
+
+
 def test_box_raster_and_crs(cli, href, tmp_path):
     out = tmp_path / "mask.tif"
     box = "500050,5199550,501100,5199850"
