@@ -15,7 +15,6 @@ import base64
 import contextlib
 import http.server
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -27,6 +26,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import requests
+
+from tests.ranges import asked_range, ranged
 
 
 class Store:
@@ -201,17 +202,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not file.is_file():
             self.answer(404)
             return
-        body = file.read_bytes()
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("Range", ""))
-        if not match:
-            self.answer(200, body, Accept_Ranges="bytes")
-            return
-        first, last = int(match[1]), min(int(match[2] or len(body)), len(body) - 1)
-        if first >= len(body):
-            self.answer(416)
-            return
-        span = f"bytes {first}-{last}/{len(body)}"
-        self.answer(206, body[first : last + 1], Content_Range=span, Accept_Ranges="bytes")
+        status, more, body = ranged(file.read_bytes(), asked_range(headers.get("Range")))
+        self.answer(status, body, **more)
 
     def _allowed(self, folder: str, query: str) -> bool:
         secret = _shared.secret(folder)

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.ranges import asked_range, ranged
+
 HTML = b"<!DOCTYPE html><html><body><h1>Please sign in</h1></body></html>" * 40
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -114,7 +116,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.control(url.path, self.rfile.read(length))
             return
         body = b""
-        span = self.span()
+        span = asked_range(self.headers.get("Range"))
         authorization = self.headers.get("Authorization", "")
         rule = RULES.fault(self.command, self.path, span, authorization)
         fault = rule["fault"] if rule else None
@@ -144,25 +146,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = serve
 
-    def span(self) -> tuple[int, int] | None:
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        return (int(match[1]), int(match[2] or 1 << 40)) if match else None
-
     def real(
         self, path: str, span: tuple[int, int] | None, body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         file = self.root / path.lstrip("/")
         if file.is_file() and self.command in ("GET", "HEAD"):
-            data = file.read_bytes()
+            status, headers, data = ranged(file.read_bytes(), span)
             kind = "application/json" if file.suffix == ".json" else "image/tiff"
-            headers = {"Accept-Ranges": "bytes", "Content-Type": kind}
-            if span is None:
-                return 200, headers, data
-            if span[0] >= len(data):
-                return 416, {}, b""
-            last = min(span[1], len(data) - 1)
-            headers["Content-Range"] = f"bytes {span[0]}-{last}/{len(data)}"
-            return 206, headers, data[span[0] : last + 1]
+            return status, headers | {"Content-Type": kind}, data
         if self.upstream is None:
             return 404, {}, b""
         connection = http.client.HTTPConnection(urlsplit(self.upstream).netloc, timeout=20)

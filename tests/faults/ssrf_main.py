@@ -21,6 +21,8 @@ import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.ranges import asked_range, ranged
+
 PUBLIC = "93.184.215.14"
 PRIVATE = ("10.1.2.3", "169.254.169.254", "100.64.1.1", "192.168.1.1")
 NAMES = {
@@ -54,16 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        body = file.read_bytes()
-        said = self.headers.get("Range")
-        status, part = 200, body
-        if said:
-            start, _, stop = said.removeprefix("bytes=").partition("-")
-            first, last = int(start), min(int(stop or len(body)), len(body) - 1)
-            status, part = 206, body[first : last + 1]
+        span = asked_range(self.headers.get("Range"))
+        status, headers, part = ranged(file.read_bytes(), span)
         self.send_response(status)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         with contextlib.suppress(OSError):
