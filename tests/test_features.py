@@ -370,6 +370,20 @@ def test_safetensors_bytes_are_the_same_in_another_process():
         assert result.stdout.strip() == once
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16", "int8"])
+def test_safetensors_are_laid_out_as_by_the_package(dtype):
+    data = to_safetensors(make_features(SAM2), spec=SAM2, dtype=dtype)
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    del header["__metadata__"]
+    by_package = safetensors.torch.save(safetensors.torch.load(data))
+    package_length = int.from_bytes(by_package[:8], "little")
+    assert header == json.loads(by_package[8 : 8 + package_length])
+    assert list(header) == list(json.loads(by_package[8 : 8 + package_length]))
+    assert data[8 + length :] == by_package[8 + package_length :]
+    assert length % 8 == 0
+
+
 def readme_reader() -> str:
     """The lines of the README that open a file without geosam_stac."""
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text()

@@ -29,6 +29,12 @@ from geosam_stac.types import EncoderSpec, Features
 INT8 = "int8"
 SCALE = ".scale"
 VERSION = "1"
+_CODES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+}
 # One megabyte of names and JSON: ours has 1 KB, safetensors itself allows 100 MB.
 _MAX_HEADER_BYTES = 1 << 20
 _TEXTS = (
@@ -69,8 +75,6 @@ def to_safetensors(features: Features, *, spec: EncoderSpec, dtype: str = "float
     GeosamStacError
         The tensors are not those of `spec`: a defect of ours.
     """
-    from safetensors.torch import save
-
     if dtype != INT8 and dtype not in DTYPES:
         raise UsageError(
             "a safetensors file cannot hold this dtype",
@@ -95,7 +99,7 @@ def to_safetensors(features: Features, *, spec: EncoderSpec, dtype: str = "float
         "dst_shape": json.dumps([spec.input_px, spec.input_px]),
         "dtype": dtype,
     }
-    return _with_metadata(save(tensors), metadata)
+    return _file_of(tensors, metadata)
 
 
 def from_safetensors(data: bytes) -> tuple[dict[str, torch.Tensor], FeatureMetadata]:
@@ -169,16 +173,29 @@ def _dequantized(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Put the metadata into a header that has none, sorted.
+def _file_of(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The file of contiguous tensors on the CPU, laid out as safetensors' own `save` does.
 
-    safetensors (0.8) keeps it in a hash map, so the file would differ from run to run.
+    Ours, for two reasons: safetensors (0.8) keeps the metadata in a hash map, so that its files
+    differ from run to run; and it holds the tensors four times over meanwhile, this once.
     """
-    length = int.from_bytes(data[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8 : 8 + length])}
+    # The widest first, so that each is aligned to its size; then by name.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _CODES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned, as the format asks
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + length :]))
+    text += b" " * (-len(text) % 8)  # the tensors are aligned, as the format asks
+    # As bytes: numpy knows no bfloat16. The format is little-endian, as every machine that torch
+    # is built for.
+    parts = [tensors[name].view(torch.uint8).numpy().data for name in names]
+    return b"".join((len(text).to_bytes(8, "little"), text, *parts))
 
 
 def _metadata_texts(data: bytes) -> dict[str, str]:
