@@ -291,22 +291,31 @@ class FaultServer:
             return connection.getresponse().read()
 
 
+#: Of this process's servers. The kernel gives a port again, and GDAL, which remembers files by
+#: their URL, would not ask the server that has it then.
+_ports: set[int] = set()
+
+
 @contextlib.contextmanager
 def fault_server(root: Path, upstream: str | None = None) -> Iterator[FaultServer]:
-    """Run a server over the files of a folder."""
+    """Run a server over the files of a folder, on a port that no earlier one had."""
     command = [sys.executable, "-m", "tests.faults.server", str(root)]
-    process = subprocess.Popen(
-        command + ([upstream] if upstream else []),
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).resolve().parents[2],
-    )
-    try:
-        yield FaultServer(port=int(process.stdout.readline()))
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    command += [upstream] if upstream else []
+    while True:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[2]
+        )
+        try:
+            port = int(process.stdout.readline())
+            if port in _ports:
+                continue
+            _ports.add(port)
+            yield FaultServer(port=port)
+            return
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
 if __name__ == "__main__":
