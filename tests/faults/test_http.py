@@ -33,7 +33,7 @@ from tests.signed_store import serving as signing
 TARGETS = ("header", "tile", "write")
 #: Declared options, as a user would set them: so that a server that says nothing costs a second.
 ONCE = {"timeout": 1.0, "retry_deadline": 60.0}
-ALWAYS = {"timeout": 1.0, "retry_deadline": 1.0}
+ALWAYS = {"timeout": 1.0, "retry_deadline": 0.5}
 # An operation ends one try after its deadline, which is at most thrice twice the timeout (GDAL
 # asks three times by itself); a run has three of them, and the machine may be busy.
 BOUND_S = 30.0
