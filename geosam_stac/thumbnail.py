@@ -44,6 +44,40 @@ def valid_of(data: bytes, scene_shape: tuple[int, int]) -> NDArray[np.bool_] | N
         return None
 
 
+def cut(data: bytes, scene_shape: tuple[int, int], window: Window) -> bytes | None:
+    """The thumbnail of a part of a scene, as of a scene of its own; None where `data` is none.
+
+    Parameters
+    ----------
+    data
+        The whole scene's thumbnail.
+    scene_shape
+        Height and width of the scene in px.
+    window
+        The part, in px of the scene.
+    """
+    factor = factor_of((window.height, window.width))
+    cols, rows = -(-window.width // factor), -(-window.height // factor)
+    own = factor_of(scene_shape)
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            whole = (-(-scene_shape[1] // own), -(-scene_shape[0] // own))
+            if picture.size != whole:
+                return None
+            left, top = window.col_off / own, window.row_off / own
+            right = min(left + cols * factor / own, picture.width)
+            bottom = min(top + rows * factor / own, picture.height)
+            # Nearest: what is transparent tells nodata.
+            part = picture.resize(
+                (cols, rows), Image.Resampling.NEAREST, (left, top, right, bottom)
+            )
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    out = io.BytesIO()
+    part.save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
 def is_picture(data: bytes) -> bool:
     """Whether this is a whole PNG: each of its parts has a checksum."""
     try:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from geosam_stac import thumbnail
 from geosam_stac.grid import blocks, chip_refs, make_grid
-from geosam_stac.thumbnail import Thumbnail, valid_of
+from geosam_stac.thumbnail import Thumbnail, cut, valid_of
 from geosam_stac.types import Window
 from geosam_stac.windows import slices
 from tests.rasters import values
@@ -89,3 +89,22 @@ def test_nodata_is_transparent_and_takes_no_part_in_the_mean(monkeypatch):
     thumb.add(data, Window(row_off=0, col_off=0, height=60, width=60))
     assert Image.open(io.BytesIO(thumb.png(refs))).mode == "RGB"
     assert valid_of(thumb.png(refs), (60, 60)) is None
+
+
+def test_a_part_of_a_thumbnail_covers_the_part(monkeypatch):
+    monkeypatch.setattr(thumbnail, "LONGER_SIDE_PX", 40)
+    ramp = np.broadcast_to(np.arange(160, dtype=np.uint8)[None, None], (3, 120, 160)).copy()
+    valid = np.arange(160)[None] >= np.zeros((120, 1)) + 60
+    thumb = Thumbnail((120, 160))
+    assert thumb.factor == 4
+    thumb.add(ramp * valid, Window(row_off=0, col_off=0, height=120, width=160), valid)
+    part = Window(row_off=30, col_off=50, height=50, width=70)
+    png = cut(thumb.png([]), (120, 160), part)
+    assert image(png).shape == (25, 35, 3)  # its own factor is 2
+    cols = 50 + np.arange(35) * 2 + 1  # centres, in px of the scene
+    shown = valid_of(png, (50, 70))
+    assert (shown[:, cols >= 62]).all()
+    assert not shown[:, cols < 58].any()
+    assert np.abs(image(png)[5, cols >= 62, 0] - cols[cols >= 62]).max() <= 3
+    assert cut(png, (120, 160), part) is None
+    assert cut(b"no picture", (120, 160), part) is None

@@ -65,6 +65,15 @@ class ChipIndex:
         row_off, col_off, height, width = (int(value) for value in self.windows[row])
         return Window(row_off=row_off, col_off=col_off, height=height, width=width)
 
+    def extent(self, rows: list[int], skipped: NDArray[np.bool_]) -> Window:
+        """The smallest window that holds these chips, with and without a feature."""
+        held = np.concatenate([self.windows[rows], self.skipped_windows[skipped]])
+        row_off, col_off = (int(value) for value in held[:, :2].min(axis=0))
+        row_stop, col_stop = (int(value) for value in (held[:, :2] + held[:, 2:]).max(axis=0))
+        return Window(
+            row_off=row_off, col_off=col_off, height=row_stop - row_off, width=col_stop - col_off
+        )
+
     def covering(self, geometry: Any) -> NDArray[np.intp]:
         """Rows of the manifest whose chips cover a geometry in the scene's CRS."""
         return np.flatnonzero(shapely.covers(self.boxes, geometry))

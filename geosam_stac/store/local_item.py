@@ -26,7 +26,12 @@ _COPIED = {
     "manifest": ("manifest.parquet", True),
     "skipped": ("skipped.parquet", True),
     "thumbnail": ("thumbnail.png", False),
+    "pca": ("pca.json", False),
+    "overview": ("overview.tif", False),
 }
+# What shows the whole scene, and a copy of all of it alone has.
+WHOLE_ONLY = frozenset({"overview"})
+PICTURES = {key: name for key, (name, is_table) in _COPIED.items() if not is_table}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,8 @@ def box_in(bounds: tuple[float, float, float, float], crs: str, scene: GeoBox) -
     Raises UsageError where it is empty, upside down, or no place in degrees.
     """
     own = find_crs(crs, _crs(scene))
+    if len(bounds) != 4:
+        raise UsageError("a box has four numbers", expected="W,S,E,N", got=str(tuple(bounds)))
     west, south, east, north = bounds
     said = ",".join(f"{value:g}" for value in bounds)
     _check(own, [(west, south), (east, north)], said)

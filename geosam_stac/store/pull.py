@@ -6,6 +6,7 @@ is not fetched again. The Item is written last, as encode does.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,9 +28,11 @@ from geosam_stac.layout import sanitize
 from geosam_stac.storage import Store
 from geosam_stac.store.chip import StoredChip
 from geosam_stac.store.index import overlaps
-from geosam_stac.store.local_item import Part, local_item
+from geosam_stac.store.local_item import PICTURES, WHOLE_ONLY, Part, local_item
 from geosam_stac.store.opened import FeatureItem
 from geosam_stac.store.places import LONLAT, box_in
+from geosam_stac.thumbnail import cut
+from geosam_stac.types import Window
 
 FETCHERS = 8
 """Threads: a chip of 8 MB takes a store longer to begin than to send."""
@@ -317,14 +320,15 @@ class _Pull:
         frame["bytes"] = [one.bytes for one in got]
         frame["sha256"] = [one.sha256 for one in got]
         skipped = scene.skipped
+        part = None
         if self.area is not None:
-            skipped = skipped[overlaps(skipped.geometry.to_numpy(), self.area)]
+            near = overlaps(skipped.geometry.to_numpy(), self.area)
+            part = scene.index.extent(self.rows, near)
+            skipped = skipped[near]
         files = {"manifest.parquet": manifests.from_frame(frame)}
         if len(skipped):
             files["skipped.parquet"] = manifests.from_frame(skipped)
-        for name in ("thumbnail.png", "run.json"):
-            if (data := self._beside(name)) is not None:
-                files[name] = data
+        files |= self._beside(part)
         item = local_item(
             scene,
             Part(
@@ -349,9 +353,22 @@ class _Pull:
         self.bytes_written += len(document) + sum(map(len, files.values()))
         return item
 
-    def _beside(self, name: str) -> bytes | None:
-        """A small file beside the manifest; None where there is none."""
-        try:
-            return self.scene.read_key(name)
-        except DataError:
-            return None
+    def _beside(self, part: Window | None) -> dict[str, bytes]:
+        """Small files beside the manifest, by name, as far as they are there and whole.
+
+        `part`: what is pulled, in px of the scene's grid; None: all of it.
+        """
+        scene = self.scene
+        files: dict[str, bytes] = {}
+        for key, name in PICTURES.items():
+            if key in scene.item.assets and (part is None or key not in WHOLE_ONLY):
+                with contextlib.suppress(DataError):
+                    files[name] = scene.read_asset(key)
+        if part is not None and "thumbnail.png" in files:
+            height, width = scene.geobox.shape
+            small = cut(files.pop("thumbnail.png"), (height, width), part)
+            if small is not None:
+                files["thumbnail.png"] = small
+        with contextlib.suppress(DataError):
+            files["run.json"] = scene.read_key("run.json")
+        return files

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pystac
 import pytest
 import torch
+from PIL import Image
 
 import geosam_stac as gs
 from geosam_stac import features as files
+from geosam_stac import preview
 from geosam_stac.errors import DataError, Interrupted, TemporaryError, UsageError
 from geosam_stac.store.objects import ObjectFolder
 from geosam_stac.store.opened import FeatureItem
+from geosam_stac.thumbnail import valid_of
 from tests import fakes, rasters, stac_schemas
 from tests.servers import (
     s3_endpoint,  # noqa: F401  (a fixture)
@@ -123,6 +128,49 @@ def test_a_part(encoded, pixels, tmp_path):
     assert (more.chips_pulled, more.chips_there) == (9, 2)
     check(more, 11)
     assert gs.open_features(more.folder).item.properties["geosam:chips_skipped"] == 1
+
+
+def test_pictures_come_with_it(encoded, pixels, tmp_path):
+    path = encoded(pixels)
+    scene = gs.open_features(path)
+    colours = preview.projection(scene)
+    preview.cog(scene, colours, tmp_path / "overview.tif")
+    preview.attach(scene, colours, (tmp_path / "overview.tif").read_bytes())
+    whole = gs.open_features(gs.pull(path, tmp_path / "whole").href)
+    check(gs.pull(path, tmp_path / "whole"), 12)
+    assert preview.projection(whole).to_json() == colours.to_json()
+    assert whole.read_asset("overview") == (path.parent / "overview.tif").read_bytes()
+    result = gs.pull(path, tmp_path / "part", bbox=BOX, crs="native")
+    check(result, 2)
+    part = gs.open_features(result.href)
+    assert preview.projection(part).to_json() == colours.to_json()
+    assert "overview" not in part.item.assets  # it shows all of the scene
+
+
+def test_a_part_has_its_own_part_of_the_thumbnail(encoded, pixels, tmp_path):
+    pixels = pixels.copy()
+    pixels[:, 10:20, 80:120] = 0
+    pixels[:, :, 32:] = np.where(pixels[:, :, 32:] == 0, 0, pixels[:, :, 32:] | 1)
+    path = encoded(pixels, nodata=0)
+    box = (500_650.0, 5_199_900.0, 501_000.0, 5_200_000.0)
+    part = gs.open_features(gs.pull(path, tmp_path / "here", bbox=box, crs="native").href)
+    whole = gs.open_features(path)
+    left = (part.geobox.affine.c - whole.geobox.affine.c) / 10
+    assert (left, part.geobox.shape) == (32, (64, 128))
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(scene.read_asset("thumbnail"))).convert("RGBA"))
+        for scene in (whole, part)
+    ]
+    np.testing.assert_array_equal(pictures[0][:64, 32:], pictures[1])
+    assert not valid_of(part.read_asset("thumbnail"), (64, 128))[15, 50]
+
+
+def test_a_damaged_thumbnail_is_not_passed_on(encoded, pixels, tmp_path):
+    path = encoded(pixels)
+    (path.parent / "thumbnail.png").write_bytes(b"no picture")
+    result = gs.pull(path, tmp_path / "here")
+    check(result, 12)
+    assert "thumbnail" not in result.item.assets
 
 
 def test_what_is_there_is_not_fetched_again(encoded, pixels, tmp_path, monkeypatch):
