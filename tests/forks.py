@@ -259,7 +259,11 @@ def forks() -> Iterator[Forks]:
     with ours, theirs:
         ours.settimeout(PATIENCE_S)
         process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], cwd=ROOT, env=os.environ | ONE_THREAD
+            command,
+            pass_fds=[theirs.fileno()],
+            cwd=ROOT,
+            env=os.environ | ONE_THREAD,
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         try:

@@ -21,7 +21,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from tests import rasters
-from tests.cli.conftest import Outcome, python
+from tests.cli.conftest import Outcome
+from tests.forks import Forks
 from tests.signed_store import Store, serving
 
 # With signs that URLs, JSON and base64 spell in other ways: a plain word would be too easy.
@@ -99,8 +100,8 @@ def leaks_below(folder: Path) -> tuple[list[str], set[str]]:
 class Runner:
     """Runs the command as a process, with every secret of the environment set."""
 
-    def __init__(self, store: Store, work: Path) -> None:
-        self.store, self.work = store, work
+    def __init__(self, runs: Forks, store: Store, work: Path) -> None:
+        self.runs, self.store, self.work = runs, store, work
         self.out = work / "out"
         host = f"localhost:{store.port}"
         self.environment = {
@@ -122,18 +123,17 @@ class Runner:
             "GEOSAM_STAC_RETRY_DEADLINE": "2",
         }
 
-    def __call__(self, *argv: object, stdin: str | None = None, **environment: str) -> Outcome:
-        process = python(
-            *("-m", "tests.cli.secret_main", f".localhost:{self.store.port}", *argv),
-            env=self.environment | environment,
-            stdin=-1,
-        )
-        with process:
-            out, err = process.communicate(stdin, timeout=120)
-        done = Outcome(process.returncode, out, err)
+    def __call__(self, *argv: object, **environment: str) -> Outcome:
+        ended = self.runs.start(
+            argv,
+            prepare="tests.cli.blob_host",
+            given={"host": f".localhost:{self.store.port}"},
+            environ=self.environment | environment,
+        ).wait()
+        done = Outcome(ended.code, ended.out, ended.err)
         said = f"{argv[0]} (exit {done.code})"
-        assert leaks(out.encode(), f"stdout of {said}") == []
-        assert leaks(err.encode(), f"stderr of {said}") == [], err
+        assert leaks(done.out.encode(), f"stdout of {said}") == []
+        assert leaks(done.err.encode(), f"stderr of {said}") == [], done.err
         return done
 
     def encode(self, *argv: object, **environment: str) -> Outcome:
@@ -152,14 +152,14 @@ class Runner:
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory) -> Iterator[Runner]:
+def command(runs, tmp_path_factory) -> Iterator[Runner]:
     work = tmp_path_factory.mktemp("secrets")
     root = work / "served"
     root.mkdir()
     rasters.write_tif(root / "a.tif", rasters.values((1, 128, 128), "uint16", hi=3000))
     rasters.write_item(root / "item.json", {"b0": rasters.asset("a.tif")}, item_id="remote")
     with serving(root, "unused", **SECRETS) as port:
-        runner = Runner(Store(port), work)
+        runner = Runner(runs, Store(port), work)
         features = []
         for number in (1, 2):
             # A catalog that hands out hrefs with a signature of its own, long expired.
