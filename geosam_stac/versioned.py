@@ -48,16 +48,24 @@ class VersionedStore(Store):
 
     def folders(self) -> list[str]:
         """Names of the folders right below the root, sorted; hidden ones are left out."""
+        return self._below("directory")
+
+    def files(self) -> list[str]:
+        """Names of the objects right below the root, sorted; hidden ones are left out."""
+        return self._below("file")
+
+    def _below(self, kind: str) -> list[str]:
         with translated("listing", self.url):
             try:
                 if self.is_local:
-                    names = [path.name for path in Path(self.url).iterdir() if path.is_dir()]
+                    is_kind = Path.is_dir if kind == "directory" else Path.is_file
+                    names = [path.name for path in Path(self.url).iterdir() if is_kind(path)]
                 else:
                     entries = self._fs.ls(self.url, detail=True)
                     names = [
                         str(entry["name"]).rstrip("/").rpartition("/")[2]
                         for entry in entries
-                        if entry["type"] == "directory"
+                        if entry["type"] == kind
                     ]
             except (FileNotFoundError, NotADirectoryError):
                 return []

@@ -66,11 +66,12 @@ def test_a_counter_loses_no_count(store):
     assert store.read("count") == b"12"
 
 
-def test_folders(store):
-    assert store.folders() == []
+def test_folders_and_files(store):
+    assert store.folders() == store.files() == []
     for key in ("b/x.json", "a/y/z.json", "top.json", ".hidden/x"):
         store.put(key, b"1")
     assert store.folders() == ["a", "b"]
+    assert store.files() == ["top.json"]
 
 
 def test_no_such_bucket(s3_endpoint, monkeypatch):  # noqa: F811

@@ -50,4 +50,6 @@ def rebuild(
         return
     console.result(done.href)
     dropped = f", {done.dropped:,} dropped" if done.dropped else ""
-    console.note(f"{done.items:,} Items in {done.collections:,} Collections{dropped}")
+    items = f"{done.items:,} Item{'' if done.items == 1 else 's'}"
+    collections = f"{done.collections:,} Collection{'' if done.collections == 1 else 's'}"
+    console.note(f"{items} in {collections}{dropped}")

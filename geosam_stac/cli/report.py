@@ -52,4 +52,5 @@ def report(
     for scene in found.scenes:
         for problem in scene.problems:
             console.warn(f"{scene.id}: {problem}")
-    console.note(f"{len(page) / 1e6:,.1f} MB, {len(found.scenes):,} scenes")
+    count = len(found.scenes)
+    console.note(f"{len(page) / 1e6:,.1f} MB, {count:,} scene{'' if count == 1 else 's'}")

@@ -90,8 +90,9 @@ def verify(
     if json_lines:
         console.result_json({**found.as_dict(), "repaired": repair and after.is_whole})
     if not after.is_whole:
+        count = len(after.findings)
         raise DataError(
-            f"{len(after.findings):,} objects are missing or not as they were written",
+            f"{count:,} object{' is' if count == 1 else 's are'} missing or not as written",
             item=found.item.id,
             href=found.href,
             got=str(after.findings[0]) if repair else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pystac
@@ -12,7 +11,7 @@ import pystac
 from geosam_stac import hrefs
 from geosam_stac.errors import DataError
 from geosam_stac.sources import parse_item, read_item
-from geosam_stac.storage import Store, read_text
+from geosam_stac.storage import read_text
 from geosam_stac.store.objects import ObjectFolder, confined
 
 
@@ -50,14 +49,7 @@ def _item_in(folder: str) -> str:
     key = f"{objects.url.rpartition('/')[2]}.json"
     if objects.exists(key):
         return objects.href(key)
-    others: list[str] = []
-    if not objects.is_http:
-        keys = (
-            sorted(path.name for path in Path(objects.url).glob("*.json"))
-            if objects.is_local
-            else Store(objects.url).keys("")
-        )
-        others = [name for name in keys if _may_be_item(name)]
+    others = [] if objects.store is None else [n for n in objects.store.files() if _may_be_item(n)]
     if len(others) != 1:
         raise DataError(
             "there is no feature Item in this folder",
@@ -70,11 +62,8 @@ def _item_in(folder: str) -> str:
 
 
 def _may_be_item(name: str) -> bool:
-    return (
-        "/" not in name
-        and name.endswith(".json")
-        and name not in ("run.json", "catalog.json", "collection.json")
-    )
+    others = ("run.json", "pca.json", "catalog.json", "collection.json")
+    return name.endswith(".json") and name not in others
 
 
 def place_of(asset_href: str, item_href: str, item_id: str) -> tuple[str, str]:

@@ -350,7 +350,11 @@ class FeatureItem:
             The store does not answer.
         """
         with self._at_item(chip=chip.id):
-            data = self.folder.get(chip.feature_href)
+            try:
+                data = self.folder.get(chip.feature_href)
+            except DataError as error:
+                error.hint = error.hint or "`geosam-stac verify ITEM --repair` encodes it again"
+                raise
             check_sha256(data, chip.sha256, href=self.folder.href(chip.feature_href), chip=chip.id)
         return data
 

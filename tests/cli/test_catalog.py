@@ -50,7 +50,7 @@ def test_one_of_many_workers(cli, hrefs, tmp_path):
     assert cli("search", "--catalog", catalog).lines == [hrefs[1]]
     done = cli("catalog", "rebuild", tmp_path / "all")
     assert (done.code, done.lines) == (0, [str(catalog)])
-    assert "1 Items in 1 Collections" in done.err
+    assert "1 Item in 1 Collection" in done.err
     done = cli("catalog", "rebuild", catalog, "--json")
     assert json.loads(done.out) == {
         "catalog": str(catalog),

@@ -304,7 +304,7 @@ def test_on_the_command_line(cli, source, tmp_path, fake_model):
     assert done.code == 65
     assert done.lines[0] == f"missing {scene.store.href(first)}"
     assert done.lines[1].startswith(f"size {scene.store.href(second)}: expected ")
-    assert "2 objects are missing or not as they were written" in done.err
+    assert "2 objects are missing or not as written" in done.err
     assert "Traceback" not in done.err
     as_json = cli("verify", Path(scene.href).parent, "--json", "-q")
     document = json.loads(as_json.out)

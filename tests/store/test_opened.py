@@ -20,6 +20,7 @@ from geosam_stac import features as files
 from geosam_stac import manifest
 from geosam_stac.errors import DataError, UsageError
 from geosam_stac.store.objects import ObjectFolder, confined
+from geosam_stac.versioned import VersionedStore
 from tests import rasters
 from tests.fakes import INPUT_PX
 from tests.servers import (
@@ -333,6 +334,8 @@ def test_a_folder_that_was_moved(encoded, pixels, tmp_path):
     shutil.rmtree(path.parent)
     scene = gs.open_features(moved)
     assert scene.item.id == path.stem
+    (moved / "pca.json").write_text("{}")
+    assert gs.open_features(moved).item.id == path.stem
     assert scene.chip("chip_000000").tensors["image_embed"].shape == (3, 4, 4)
     assert gs.open_features(json.loads(next(moved.glob("scene*.json")).read_text())).item.id
 
@@ -344,6 +347,17 @@ def test_in_an_object_store(encoded, pixels, s3_endpoint, monkeypatch):  # noqa:
     for source in (f"{folder}/{href.name}", folder, f"{folder}/"):
         scene = gs.open_features(source)
         assert scene.chip_at(*lonlat(5, 5)).tensors["image_embed"].shape == (3, 4, 4)
+    whole, store = VersionedStore("s3://bucket/opened"), VersionedStore("s3://bucket/renamed")
+    for key in whole.versions(href.parent.name):
+        store.put(key.partition("/")[2], whole.get(key))
+    store.put("pca.json", b"{}")
+    scene = gs.open_features("s3://bucket/renamed")
+    assert len(scene.manifest) == 12
+    store.delete(scene.chip("chip_000000").feature_href)
+    with pytest.raises(DataError, match="verify ITEM --repair"):
+        _ = scene.chip("chip_000000").tensors
+    with pytest.raises(DataError, match="no feature Item in this folder"):
+        gs.open_features("s3://bucket/nothing")
 
 
 def test_over_http(encoded, pixels):
