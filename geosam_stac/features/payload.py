@@ -45,7 +45,7 @@ class FeatureMetadata:
 
 
 def checked(features: Features, spec: EncoderSpec, dtype: str) -> dict[str, torch.Tensor]:
-    """The outputs of `spec` as (C, h, w) tensors of their own on the CPU, in a floating dtype.
+    """The outputs of `spec` as contiguous (C, h, w) tensors on the CPU, in a floating dtype.
 
     Raises
     ------
@@ -70,17 +70,14 @@ def checked(features: Features, spec: EncoderSpec, dtype: str) -> dict[str, torc
 
 
 def finite(name: str, tensor: torch.Tensor, dtype: str, *, chip: str | None) -> torch.Tensor:
-    """A contiguous copy in `dtype` on the CPU.
+    """It in `dtype` on the CPU, contiguous; not a copy where it is that already.
 
     Raises
     ------
     DataError
         A value is not finite, or not within the range of `dtype`.
     """
-    # copy=True: torch.save writes the whole storage that a view belongs to.
-    cast = tensor.detach().to(
-        device="cpu", dtype=DTYPES[dtype], copy=True, memory_format=torch.contiguous_format
-    )
+    cast = tensor.detach().to(device="cpu", dtype=DTYPES[dtype]).contiguous()
     if not bool(torch.isfinite(cast).all()):
         raise DataError(
             f"the feature {name} holds values that are not finite as {dtype}",

@@ -90,7 +90,7 @@ def pack_pt(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata) -> b
 
 
 def _save(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata) -> bytes:
-    batch = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
+    batch = {name: _alone(tensor).unsqueeze(0) for name, tensor in tensors.items()}
     high_res = [batch[name] for name in sorted(batch) if name.startswith(HIGH_RES_PREFIX)]
     if metadata.feature_kind == "sam2" and not high_res:
         raise DataError(
@@ -117,6 +117,11 @@ def _save(tensors: Mapping[str, torch.Tensor], metadata: FeatureMetadata) -> byt
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     return buffer.getvalue()
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of what is part of something larger: torch.save writes a view's whole storage."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _kind(family: str) -> str:
