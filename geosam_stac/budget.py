@@ -28,7 +28,7 @@ READS_OF_TOTAL = 4_250_000 / 1e9
 # Of --max-memory: tiles that are kept or read ahead; tiles while they are loaded; chips that wait
 # for the device; features that wait for a writer. Before chips and features exist, a scan for the
 # value range may keep more. The rest is for what the device and the writers hold.
-TILES, LOADING, CHIPS, FEATURES, SCAN = 0.25, 0.4, 0.1, 0.1, 0.8
+TILES, LOADING, CHIPS, FEATURES, SCAN = 0.1, 0.4, 0.1, 0.1, 0.8
 # Queued batches: one that the device takes next, and one that is being made.
 QUEUED_BATCHES = 2
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 4}

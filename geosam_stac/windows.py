@@ -9,7 +9,7 @@ from geosam_stac.types import Window
 # How many rows of pixels a tile has at most, unless the file's blocks are higher.
 LOW_PX = 512
 # And columns: what is in memory at once should not grow with the width of a file.
-WIDE_PX = 4096
+WIDE_PX = 2048
 
 
 def union(windows: list[Window]) -> Window:
