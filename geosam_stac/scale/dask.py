@@ -296,6 +296,9 @@ def _encode(recipe: Recipe, document: Mapping[str, Any], unit: Unit) -> UnitResu
             source = _source(document, session.hosts)
             return encode_unit(session, source, unit, recipe.config)
         except GeosamStacError as error:
+            # Dask would send the causes, too; but GDAL's errors cannot be unpickled, and what came
+            # would be a plain Exception, which ends the whole run.
+            error.__cause__ = error.__context__ = None
             if error.retryable:
                 raise
             return UnitResult(unit=unit, name=name, error=error)

@@ -20,6 +20,7 @@ from geosam_stac.errors import TemporaryError
 from geosam_stac.events import ChipDone, Event
 from geosam_stac.scale.dask import connect
 from tests.cli.conftest import make_item
+from tests.faults.server import Rule, fault_server
 from tests.scale.cluster import Cluster
 from tests.scale.main import start
 from tests.scale.outputs import assert_same, contents
@@ -78,24 +79,35 @@ def test_one_worker_lost_and_one_added(runs, tmp_path, forty, cluster):
 
 
 def test_failures_are_told_and_the_rest_goes_on(runs, tmp_path, forty, cluster):
+    """For good: a file that is not there; for the time being, to the end: a server that is busy."""
     lines = forty.read_text().splitlines()[:5]
-    broken = json.loads(lines[1]) | {"id": "broken"}
-    broken["assets"]["image"]["href"] = str(tmp_path / "nowhere.tif")
-    items = tmp_path / "some.ndjson"
-    items.write_text("\n".join([*lines, json.dumps(broken)]))
+
+    def failing(name: str, href: str) -> str:
+        document = json.loads(lines[1]) | {"id": name}
+        document["assets"]["image"]["href"] = href
+        return json.dumps(document)
+
+    items, out = tmp_path / "some.ndjson", tmp_path / "out"
+    options = ("--items", items, *OPTIONS, "--stride", 32, "--out", out, "--retry-deadline", 0.2)
     cluster.add(gpu=False)
-    out = tmp_path / "out"
-    options = ("--items", items, *OPTIONS, "--stride", 32, "--out", out)
-    ended = start(runs, "encode", *options, "--dask", cluster.address, "--json").wait()
+    with fault_server(tmp_path) as server:
+        server.rules(Rule(fault="503", times=None))
+        failures = [
+            failing("broken", str(tmp_path / "nowhere.tif")),
+            failing("busy", f"{server.url}/a.tif"),
+        ]
+        items.write_text("\n".join([*lines, *failures]))
+        ended = start(runs, "encode", *options, "--dask", cluster.address, "--json").wait()
     assert ended.code == 3, ended.err
     assert {json.loads(line)["id"].split("_")[0] for line in ended.out.splitlines()} == {
         json.loads(line)["id"] for line in lines
     }
     assert "no worker has the resource GPU" in ended.err
-    assert "broken" in ended.err
-    assert json.loads((out / "failed.ndjson").read_text())["id"] == "broken"
-    runs = [json.loads(path.read_text()) for path in out.glob("*/run.json")]
-    assert [run["inputs"] for run in runs] == [{"items": str(items)}] * 5
+    failed = [json.loads(line) for line in (out / "failed.ndjson").read_text().splitlines()]
+    codes = {each["id"]: each["geosam:failed"]["exit_code"] for each in failed}
+    assert codes == {"broken": 65, "busy": 75}
+    reports = [json.loads(path.read_text()) for path in out.glob("*/run.json")]
+    assert [report["inputs"] for report in reports] == [{"items": str(items)}] * 5
 
 
 def test_one_scene_from_python(tmp_path, cluster, fake_model):
