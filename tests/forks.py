@@ -1,9 +1,9 @@
 """Command lines as processes of their own, at a fork's price: for tests that need many of them.
 
 A process imports torch and the project once (seconds), starts no thread, and forks a child for each
-run (milliseconds). The child is a run like any other: the real `main`, the real handlers of
-signals, its own environment and exit code, its own end by the interpreter; only the model is
-`tests.fakes`. Many may run side by side. Run as `python -m tests.forks FD`, by `forks`.
+run (milliseconds). The child is a run like any other: the real `main`, ours or Dask's, the real
+handlers of signals, its own environment and exit code, its own end by the interpreter; only the
+model is `tests.fakes`. Many may run side by side. Run as `python -m tests.forks FD`, by `forks`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ Tell = Callable[[str], None]
 
 def _run(request: dict, pipe: int, out: int, err: int) -> None:
     """In the child: become the command, until its end."""
-    from geosam_stac.cli import main
-
     os.environ.clear()
     os.environ.update(request["environ"])
     for number, file in ((1, out), (2, err)):
@@ -52,9 +50,10 @@ def _run(request: dict, pipe: int, out: int, err: int) -> None:
         os.close(file)
     prepare = importlib.import_module(request["prepare"]).prepare
     prepare(lambda text: os.write(pipe, f"{text}\n".encode()), **request["given"])
-    code = 1
+    sys.argv[1:] = request["argv"]
+    code: object = 1
     try:
-        main(request["argv"])
+        code = importlib.import_module(request["main"]).main()
     except SystemExit as leave:
         code = leave.code
     except BaseException:  # noqa: BLE001 - as the interpreter shows it
@@ -63,7 +62,7 @@ def _run(request: dict, pipe: int, out: int, err: int) -> None:
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 def _import_all() -> None:
@@ -72,12 +71,15 @@ def _import_all() -> None:
     from geosam_stac.cli import app
 
     for module in pkgutil.walk_packages(geosam_stac.__path__, "geosam_stac."):
-        # Triton has no place without a GPU; Dask is the matter of those who ask for it.
-        if module.name.rpartition(".")[2] not in ("triton", "__main__", "dask"):
+        # Triton has no place without a GPU.
+        if module.name.rpartition(".")[2] not in ("triton", "__main__"):
             importlib.import_module(module.name)
     app()
     for name in ("tests.fakes", "s3fs", "aiobotocore.session", "moto", "pyarrow.parquet"):
         importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # an extra
+        for name in ("distributed.cli.dask_scheduler", "distributed.cli.dask_worker"):
+            importlib.import_module(name)
 
 
 def _serve(link: socket.socket) -> None:
@@ -228,18 +230,20 @@ class Forks:
         argv: Sequence[object],
         *,
         prepare: str,
+        main: str = "geosam_stac.cli",
         given: Mapping[str, object] | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Running:
         """Start a command line.
 
         `prepare`: a module whose `prepare(tell, **given)` the child calls first; it puts the fake
-        model in its place.
+        model in its place. `main`: a module whose `main()` it then becomes.
         """
         request = {
             "argv": [str(word) for word in argv],
             "environ": dict(environ),
             "prepare": prepare,
+            "main": main,
             "given": dict(given or {}),
         }
         ours, theirs = os.pipe()

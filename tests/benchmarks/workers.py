@@ -22,6 +22,7 @@ from geosam_stac.scale.dask import Recipe, connect, encode_all
 from geosam_stac.session import Session
 from geosam_stac.sources import parse_item
 from tests.benchmarks.scenes import machine, nginx, one_file, table, write_cog
+from tests.forks import Forks, forks
 from tests.rasters import document
 from tests.scale.cluster import Cluster
 
@@ -67,18 +68,18 @@ def main() -> None:
         root.mkdir()
         write_cog(root / "image.tif", options.size, bands=3, dtype="uint8", blocksize=512)
         taken: dict[int, list[float]] = {1: [], 2: []}
-        with nginx(root, Path(temporary) / "nginx", rate=options.rate) as server:
+        with forks() as runs, nginx(root, Path(temporary) / "nginx", rate=options.rate) as server:
             for number in range(options.repeat):
                 for workers, rates in taken.items():
                     folder = Path(temporary) / f"run-{number}-{workers}"
-                    rates.append(run(folder, workers, server.url, options.scenes))
+                    rates.append(run(runs, folder, workers, server.url, options.scenes))
         ratios = [two / one for one, two in zip(taken[1], taken[2], strict=True)]
         rows = [[count, f"{statistics.median(rates):.1f}"] for count, rates in taken.items()]
         table(["workers", "MB/s of pixels, median"], rows)
         print(f"\ntwo over one, in turns: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
 
 
-def run(folder: Path, workers: int, url: str, scenes: int) -> float:
+def run(runs: Forks, folder: Path, workers: int, url: str, scenes: int) -> float:
     """MB of pixels a second with so many workers; they are up before the clock starts."""
     folder.mkdir()
     items = []
@@ -88,7 +89,7 @@ def run(folder: Path, workers: int, url: str, scenes: int) -> float:
         assets = one_file(url, f"?{folder.name}-{number}")
         path.write_text(json.dumps(document(assets, item_id=f"scene-{number:02d}")))
         items.append(path)
-    with contextlib.closing(Cluster(folder)) as cluster:
+    with contextlib.closing(Cluster(runs, folder)) as cluster:
         for _ in range(workers):
             cluster.add(input_px=1024)
         cluster.wait(workers)

@@ -29,10 +29,10 @@ OPTIONS = ("--model", "sam2.1-hiera-tiny", "--checkpoint", "untrained", "--devic
 
 
 @pytest.fixture
-def cluster(tmp_path) -> Iterator[Cluster]:
+def cluster(runs, tmp_path) -> Iterator[Cluster]:
     folder = tmp_path / "cluster"
     folder.mkdir()
-    made = Cluster(folder)
+    made = Cluster(runs, folder)
     with contextlib.closing(made):
         yield made
 
