@@ -16,7 +16,7 @@ ROOT = Path(geosam_stac.__file__).parent
 BASE = ("errors", "cards", "types", "config", "events", "layout", "hrefs", "retry", "raster_errors")
 # Lowest first. A name is a module, or a package with all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("windows", "stages"),
+    ("windows", "stages", "heap"),
     (
         "grid",
         "radiometry",
