@@ -19,10 +19,10 @@ LONLAT = "EPSG:4326"
 NATIVE = "native"
 
 
-def find_crs(text: str, scene_crs: CRS) -> CRS:
+def find_crs(text: str, scene_crs: CRS, *, flag: str = "--crs") -> CRS:
     """A CRS by its name; "native" is the scene's own.
 
-    Raises UsageError where PROJ knows no such CRS.
+    Raises UsageError, which names the option, where PROJ knows no such CRS.
     """
     if text.lower() == NATIVE:
         return scene_crs
@@ -30,7 +30,7 @@ def find_crs(text: str, scene_crs: CRS) -> CRS:
         return CRS(text)
     except (CRSError, ValueError) as error:
         raise UsageError(
-            "--crs is no CRS that PROJ knows", expected="native, or as EPSG:32610", got=repr(text)
+            f"{flag} is no CRS that PROJ knows", expected="native, or as EPSG:32610", got=repr(text)
         ) from error
 
 

@@ -16,6 +16,7 @@ from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj import Geod, Transformer
 
+from geosam_stac import cards
 from geosam_stac.errors import DataError, UsageError
 from geosam_stac.grid import crop
 from geosam_stac.item import COORDINATE_DIGITS
@@ -23,6 +24,7 @@ from geosam_stac.storage import Store
 from geosam_stac.store.degrees import within_180, wound
 from geosam_stac.store.follow import ObjectMask
 from geosam_stac.store.pixels import polygons
+from geosam_stac.store.places import LONLAT, NATIVE, find_crs
 from geosam_stac.windows import union, within
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _SIDE_PX = 64
 _WGS84 = Geod(ellps="WGS84")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Segmentation:
     """Masks of one or more objects of a scene.
 
@@ -50,6 +52,28 @@ class Segmentation:
     scene_geobox: GeoBox
     objects: tuple[ObjectMask, ...]
     failed: Mapping[Hashable, GeosamStacError] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return cards.plain(self.item_id, self._facts())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return cards.card(self.item_id, self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "model": self.model,
+            "CRS": self._crs,
+            "objects": f"{len({one.id for one in self.objects}):,}",
+            "masks": f"{len(self.objects):,}",
+        }
+        if len(self.objects):
+            facts["scores"] = f"{self.scores.min():.3f} to {self.scores.max():.3f}"
+        if cut := sum(not one.complete for one in self.objects):
+            facts["incomplete"] = f"{cut:,}"
+        if self.failed:
+            facts["failed"] = f"{len(self.failed):,}"
+        return facts
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -81,7 +105,7 @@ class Segmentation:
         Parameters
         ----------
         crs
-            Of the geometries; default: the scene's.
+            Of the geometries; default, and "native": the scene's.
 
         Returns
         -------
@@ -90,6 +114,11 @@ class Segmentation:
             points, holes taken out), `chips` (their ids, between commas), `complete` (False where
             the object goes on beyond what could be followed), `geometry` (Polygon or
             MultiPolygon along the pixels' edges, holes kept).
+
+        Raises
+        ------
+        UsageError
+            PROJ knows no such CRS.
         """
         records = []
         for one in self.objects:
@@ -109,7 +138,7 @@ class Segmentation:
         frame = gpd.GeoDataFrame(
             pd.DataFrame(records, columns=columns), geometry="geometry", crs=self._crs.proj
         )
-        target = self._crs if crs is None else CRS(crs)
+        target = self._crs if crs is None else find_crs(crs, self._crs, flag="--out-crs")
         if frame.empty:
             return frame.set_crs(target.proj, allow_override=True)
         if crs is None or (target == self._crs and not target.geographic):
@@ -244,7 +273,12 @@ def check_format(href: str, crs: str | None) -> str:
         raise UsageError(
             "a GeoTIFF of masks is on the scene's own grid", hint="Leave --out-crs out"
         )
-    if crs is not None and suffix == ".geojson" and CRS(crs) != CRS("EPSG:4326"):
+    lonlat = CRS(LONLAT)
+    named: CRS | None = lonlat
+    if crs is not None:
+        # Which one is native is not known here: it may be another one than GeoJSON's.
+        named = None if crs.lower() == NATIVE else find_crs(crs, lonlat, flag="--out-crs")
+    if suffix == ".geojson" and named != lonlat:
         raise UsageError(
             "GeoJSON is in longitude and latitude, always (RFC 7946)",
             hint="Write a .gpkg or .parquet for another CRS",

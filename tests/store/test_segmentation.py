@@ -272,5 +272,21 @@ def test_what_cannot_be_written(ring, tmp_path):
         found.write(str(tmp_path / "out.shp"))
     with pytest.raises(UsageError, match="always"):
         found.write(str(tmp_path / "out.geojson"), crs="EPSG:3857")
+    with pytest.raises(UsageError, match="always"):
+        found.write(str(tmp_path / "out.geojson"), crs="native")
+    with pytest.raises(UsageError, match="--out-crs is no CRS that PROJ knows"):
+        found.write(str(tmp_path / "out.gpkg"), crs="EPSG:99999")
+    with pytest.raises(UsageError, match="--out-crs is no CRS that PROJ knows"):
+        found.to_geodataframe("EPSG:99999")
+    assert found.to_geodataframe("native").crs == found.polygons.crs
     with pytest.raises(UsageError, match="own grid"):
         found.write(str(tmp_path / "out.tif"), crs="EPSG:3857")
+
+
+def test_what_a_notebook_shows(ring):
+    found = made(one(ring, 0, 0), one(ring, 30, 30, name="<b>", score=0.25))
+    assert repr(found).splitlines() == [
+        *("item", "  model       model", "  CRS         EPSG:32614", "  objects     2"),
+        *("  masks       2", "  scores      0.250 to 0.500"),
+    ]
+    assert "<td style='text-align:left'>0.250 to 0.500</td>" in found._repr_html_()
