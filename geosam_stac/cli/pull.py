@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,8 +27,9 @@ def pull(
     item: Annotated[
         str, typer.Argument(metavar="ITEM", help="A feature Item, or its folder: URL or path.")
     ],
+    # No Path: it would make s3:/x of s3://x, which is local.
     dest: Annotated[
-        Path, typer.Option("--dest", metavar="DIR", help="Local folder; ITEM gets one of its own.")
+        str, typer.Option("--dest", metavar="DIR", help="Local folder; ITEM gets one of its own.")
     ],
     format: Annotated[
         str,

@@ -67,6 +67,13 @@ def box_in(bounds: tuple[float, float, float, float], crs: str, scene: GeoBox) -
     _check(own, [(west, south), (east, north)], said)
     if own.geographic and west > east:
         east += 360.0  # across the antimeridian
+        if east - west > 180.0:
+            raise UsageError(
+                "the box goes around the far side of the Earth",
+                expected="W,S,E,N; W > E crosses the antimeridian",
+                got=said,
+                hint="Check the order of W and E",
+            )
     if west >= east or south >= north:
         raise UsageError("the box is empty", expected="W,S,E,N", got=said)
     return meet(box(west, south, east, north, own), scene).geom

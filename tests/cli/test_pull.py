@@ -38,6 +38,15 @@ def test_a_box(cli, fake, tmp_path):
     assert "no chip with features touches --bbox" in outside.err
 
 
+def test_only_a_local_folder(cli, fake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (href,) = cli(*fake).lines
+    done = cli("pull", href, "--dest", "s3://bucket/here")
+    assert done.code == 2
+    assert "--dest must be a local folder" in done.err
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_what_is_not_there(cli, tmp_path):
     done = cli("pull", tmp_path / "no.json", "--dest", tmp_path)
     assert done.code == 65

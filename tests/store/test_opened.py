@@ -235,6 +235,8 @@ def test_chips_in_a_box(encoded, pixels):
         assert list(scene.chips(empty)) == []
     assert len(list(scene.chips((-180, -90, 180, 90)))) == 12
     assert len(list(scene.chips((170, 40, -90, 50)))) == 12  # across the antimeridian
+    with pytest.raises(UsageError, match="far side of the Earth"):
+        scene.chips((-98.9, 46.9, -99.1, 47.1))
     with pytest.raises(UsageError, match="a box has four numbers"):
         scene.chips((170, 40, -90))
     with pytest.raises(UsageError, match="the box is empty"):
