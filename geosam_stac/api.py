@@ -30,7 +30,7 @@ from geosam_stac.sources import search as sources_search
 from geosam_stac.sources.groups import Group
 from geosam_stac.sources.profiles import load_profile
 from geosam_stac.sources.query import SearchQuery
-from geosam_stac.store import PullResult, open_item, pull_features
+from geosam_stac.store import PullResult, item_href, open_item, pull_features
 from geosam_stac.types import EncodeResult, Scene
 from geosam_stac.verification import Verification, verify_item
 from geosam_stac.views import FeatureItem
@@ -332,13 +332,13 @@ def search_features(
 def publish(
     items: str | Iterable[str], to: str, *, rebuild: bool = True, sink: Sink | None = None
 ) -> int:
-    """Publish feature Items by their hrefs; see `catalog.publish`. Returns how many.
+    """Publish feature Items by their hrefs or folders; see `catalog.publish`. Returns how many.
 
     `to`: a static catalog's catalog.json, a .parquet file, or the URL of a STAC API (a token for it
     is read from the environment).
     """
     return features_catalog.publish(
-        [items] if isinstance(items, str) else items,
+        map(item_href, [items] if isinstance(items, str) else items),
         to,
         headers=api_headers(os.environ),
         rebuild=rebuild,

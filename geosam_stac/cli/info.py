@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import typer
 
 from geosam_stac.cli import console
+from geosam_stac.cli.folders import named_item
 from geosam_stac.cli.info_text import feature_lines, source_lines
 from geosam_stac.cli.inputs import Inputs
 from geosam_stac.cli.options import NO_METAVAR, Json, Quiet, Verbose
@@ -45,7 +46,10 @@ DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 def info(
     *,
-    item: Annotated[str, typer.Argument(metavar="ITEM", help="A STAC Item: URL, file, or -.")],
+    item: Annotated[
+        str,
+        typer.Argument(metavar="ITEM", help="A STAC Item: URL, file, - or a folder of features."),
+    ],
     catalog: Annotated[
         str | None,
         typer.Option("--catalog", metavar="NAME", help="The catalog that it is of."),
@@ -84,7 +88,7 @@ def info(
 
     profile = inputs.profile()
     hosts = inputs.hosts(profile, allow_private=allow_private_hosts)
-    found = read_item(item, read_text=read_text, hosts=hosts)
+    found = read_item(named_item(item), read_text=read_text, hosts=hosts)
     if _is_feature_item(found):
         document = _feature_facts(found)
         lines = feature_lines(document)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from geosam_stac.cli import console
+from geosam_stac.cli.folders import named_item
 from geosam_stac.cli.options import NO_METAVAR, Quiet, Verbose
 from geosam_stac.credentials import TOKEN_VARIABLE, api_headers
 
@@ -17,7 +18,8 @@ def publish(
     items: Annotated[
         list[str],
         typer.Argument(
-            metavar="ITEM...", help="Feature Items, as `encode` prints them; - reads hrefs."
+            metavar="ITEM...",
+            help="Feature Items, as `encode` prints them, or their folders; - reads hrefs.",
         ),
     ],
     to: Annotated[
@@ -49,7 +51,7 @@ def publish(
 
     console.set_verbosity(quiet=quiet, verbose=verbose)
     hrefs = [
-        href
+        named_item(href.strip())
         for item in items
         for href in (sys.stdin.read().split("\n") if item == "-" else [item])
         if href.strip()

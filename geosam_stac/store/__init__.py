@@ -5,7 +5,7 @@
 """
 
 from geosam_stac.store.chip import StoredChip
-from geosam_stac.store.locate import open_item
+from geosam_stac.store.locate import item_href, open_item
 from geosam_stac.store.opened import FeatureItem
 from geosam_stac.store.pull import PullResult, pull_features
 from geosam_stac.store.segmentation import Segmentation
@@ -15,6 +15,7 @@ __all__ = [
     "PullResult",
     "Segmentation",
     "StoredChip",
+    "item_href",
     "open_item",
     "pull_features",
 ]

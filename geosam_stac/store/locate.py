@@ -29,10 +29,15 @@ def open_item(
         return source
     if isinstance(source, Mapping):
         return parse_item(dict(source), href=None)
-    href = os.fspath(source)
-    if _is_folder(href):
-        href = _item_in(href)
-    return read_item(href, read_text=read_text)
+    return read_item(item_href(os.fspath(source)), read_text=read_text)
+
+
+def item_href(source: str) -> str:
+    """The href of the Item's JSON where `source` is its folder; any other href as it is.
+
+    Raises DataError where a folder holds no feature Item, or several documents that may be one.
+    """
+    return _item_in(source) if _is_folder(source) else source
 
 
 def _is_folder(href: str) -> bool:

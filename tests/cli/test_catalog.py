@@ -32,6 +32,16 @@ def test_publish_and_search(cli, hrefs, tmp_path):
     assert [feature["id"] for feature in document["features"]] == ["scene-02_" + _tail(hrefs[2])]
 
 
+def test_a_folder_is_published_as_its_item(cli, hrefs, tmp_path):
+    folder = hrefs[0].rpartition("/")[0]
+    done = cli("publish", folder, "--to", tmp_path / "mine.parquet")
+    assert done.code == 0, done.err
+    assert cli("search", "--index", tmp_path / "mine.parquet").lines == [hrefs[0]]
+    done = cli("publish", tmp_path / "out", "--to", tmp_path / "mine.parquet")
+    assert done.code == 65
+    assert "there is no feature Item in this folder" in done.err
+
+
 def _tail(href):
     return href.rpartition("scene-02_")[2].removesuffix(".json")
 

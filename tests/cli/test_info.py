@@ -185,6 +185,7 @@ class TestFeatures:
         assert facts["chips"] == "4 of 64 px at stride 32"
         assert facts["manifest"] == str(folder / "manifest.parquet")
         assert facts["source"].endswith("scene.json")
+        assert cli("info", folder).lines == done.lines
         found = json.loads(cli("info", href, "--json").out)
         assert found["kind"] == "features"
         assert found["feature_bytes"] == 4 * (3 * 16 + 3 * 256 + 3 * 64) * 2
