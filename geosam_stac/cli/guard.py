@@ -9,10 +9,11 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import typer
@@ -100,11 +101,15 @@ class _Signals:
     A handler written in Python waits while the main thread is inside a C call, as GDAL's on a
     server that has gone silent. The watchdog hears of the signal through a socket that the C
     handler writes to, and ends the process when it is still there after `GRACE_S`.
+
+    Where C has called Python, as GDAL does to log, the KeyboardInterrupt goes no further than that
+    call, and the interpreter would print its traceback.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._old: dict[int, Any] = {}
+        self._hooks = (sys.excepthook, sys.unraisablehook)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -116,6 +121,7 @@ class _Signals:
         # What is ignored stays so: a shell starts background jobs that way.
         caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         self._old = {number: signal.signal(number, self._handle) for number in caught}
+        sys.excepthook, sys.unraisablehook = self._uncaught, self._unraisable
         threading.Thread(target=self._watch, name="geosam-watchdog", daemon=True).start()
         return self
 
@@ -126,6 +132,7 @@ class _Signals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_fd)
+        sys.excepthook, sys.unraisablehook = self._hooks
         self._theirs.close()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -133,6 +140,21 @@ class _Signals:
             os._exit(128 + signum)  # asked twice
         self.received = signum
         raise KeyboardInterrupt
+
+    # Of Cython's callbacks, as rasterio's, both of these are told; of ctypes' the second.
+
+    def _uncaught(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not self._is_ours(kind):
+            self._hooks[0](kind, error, trace)
+
+    def _unraisable(self, told: sys.UnraisableHookArgs) -> None:
+        if not self._is_ours(told.exc_type):
+            self._hooks[1](told)
+
+    def _is_ours(self, kind: type[BaseException]) -> bool:
+        return self.received is not None and issubclass(kind, KeyboardInterrupt)
 
     def _watch(self) -> None:
         with self._ours:

@@ -106,6 +106,38 @@ def test_the_watchdog_ends_what_cannot_be_interrupted(tmp_path):
     assert "interrupted" in err
 
 
+@pytest.mark.parametrize("library", ["ctypes", "rasterio"])
+def test_a_signal_while_c_calls_python(library):
+    """As GDAL does to log: the interrupt ends in that call, and no traceback is printed."""
+    call = {
+        "ctypes": "    ctypes.CFUNCTYPE(None)(signalled)()\n",
+        "rasterio": (
+            "    handler = logging.Handler()\n"
+            "    handler.emit = lambda record: 'GDAL signalled' in record.msg and signalled()\n"
+            "    logging.getLogger('rasterio').addHandler(handler)\n"
+            "    logging.getLogger('rasterio').setLevel(logging.INFO)\n"
+            "    with contextlib.suppress(rasterio.RasterioIOError):\n"
+            "        rasterio.open('/nowhere.tif')\n"
+        ),
+    }[library]
+    code = (
+        f"import contextlib, ctypes, logging, os, signal, sys, typer, {library}\n"
+        "from geosam_stac.cli import guard\n"
+        "app = typer.Typer()\n"
+        "def signalled():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    for _ in range(1000): pass\n"
+        f"@app.command()\ndef call():\n{call}"
+        "    print('goes on', file=sys.stderr)\n"
+        "sys.exit(guard.run(app, []))\n"
+    )
+    with python("-c", code) as process:
+        _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143
+    assert err.splitlines()[0] == "goes on"
+    assert err.splitlines()[1].startswith("error: interrupted: ")
+
+
 def test_a_reader_that_goes_away(fake, tmp_path):
     second = make_item(tmp_path, "second")
     process = python(*SLOW, 0, *fake, "--item", second)
