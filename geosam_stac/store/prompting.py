@@ -271,7 +271,7 @@ def _groups(frame: gpd.GeoDataFrame) -> list[tuple[Hashable, list[Mapping[str, A
         key = ("row", number) if group is None else ("group", group)
         groups.setdefault(key, []).append(record)
         given = _plain(record.get("id"))
-        names.setdefault(key, given if given is not None else group or number)
+        names.setdefault(key, next(one for one in (given, group, number) if one is not None))
     return [(names[key], rows) for key, rows in groups.items()]
 
 

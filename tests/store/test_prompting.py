@@ -11,7 +11,7 @@ from pyproj import Transformer
 
 import geosam_stac as gs
 from geosam_stac.errors import DataError, UsageError
-from geosam_stac.store.prompting import from_arguments
+from geosam_stac.store.prompting import from_arguments, from_layer
 from tests import rasters
 from tests.store.seeing import SeeingDecoder, painted
 
@@ -190,6 +190,13 @@ def test_groups_and_labels(scene):
     assert prompts["chip_000000"].labels == (1, 0, 1)
     assert prompts["chip_000000"].points[1] == pytest.approx((40, 40))
     assert [int(one.mask.sum()) for one in found.objects] == [400, 800, 1120]
+
+
+def test_a_group_of_number_0_is_no_other(scene):
+    places = [shapely.Point(*at(x, y, "n")) for x, y in ((10, 10), (120, 50), (12, 12))]
+    layer = geopandas.GeoDataFrame({"group": [0, 1, 0]}, geometry=places, crs=scene.crs.proj)
+    prompts, _ = from_layer(scene, layer)
+    assert [(one.id, len(one.points)) for one in prompts] == [(0, 2), (1, 1)]
 
 
 def test_degrees_in_a_file(scene, tmp_path):
