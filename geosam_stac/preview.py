@@ -28,8 +28,9 @@ from rasterio.windows import Window as RasterWindow
 
 from geosam_stac import item as items
 from geosam_stac import mosaic, pca
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, UsageError
 from geosam_stac.features import IMAGE_EMBED
+from geosam_stac.hrefs import unsigned
 from geosam_stac.storage import Store
 from geosam_stac.store import FeatureItem, StoredChip
 from geosam_stac.thumbnail import factor_of, valid_of
@@ -162,11 +163,22 @@ def attach(features: FeatureItem, colours: pca.Projection, picture: bytes) -> py
 
     Raises
     ------
+    UsageError
+        It is a catalog's copy of the Item.
     StorageError, TemporaryError, ConfigurationError
         The folder cannot be written.
     """
     folder, _, name = features.href.rpartition("/")
     store = Store(folder)
+    if store.href(name) != features.folder.href(name):
+        original = features.item.get_single_link("canonical")
+        raise UsageError(
+            "pictures are kept beside the features, and this is a catalog's copy of their Item",
+            item=features.item.id,
+            href=unsigned(features.href),
+            hint="Give the Item itself"
+            + ("" if original is None else f": {unsigned(original.get_target_str() or '')}"),
+        )
     # Without an href: pystac would write the self link anew, as plain JSON.
     item = pystac.Item.from_dict(json.loads(store.get(name)), preserve_dict=False)
     with rasterio.MemoryFile(picture) as memory, memory.open() as dataset:

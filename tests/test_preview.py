@@ -14,7 +14,7 @@ from rasterio.enums import ColorInterp
 
 import geosam_stac as gs
 from geosam_stac import pca, preview
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, UsageError
 from tests import rasters, stac_schemas
 from tests.cli.conftest import cli
 from tests.store.conftest import encoded, pixels
@@ -121,6 +121,19 @@ def test_colours_are_fitted_once_and_kept(encoded, pixels, tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         pca.Projection.from_json(b"{}")
     assert preview.projection(gs.open_features(href), refit=True).to_json() == colours.to_json()
+
+
+def test_a_catalogs_copy_is_left_as_it_is(encoded, pixels, tmp_path):
+    href = encoded(pixels)
+    gs.publish(str(href), str(tmp_path / "catalog" / "catalog.json"))
+    (copy,) = (tmp_path / "catalog" / "collections").glob("*/scene*.json")
+    before = copy.read_bytes()
+    features, colours, path = drawn(copy, tmp_path)
+    with pytest.raises(UsageError, match="catalog's copy") as raised:
+        preview.attach(features, colours, path.read_bytes())
+    assert str(href) in str(raised.value)
+    assert copy.read_bytes() == before
+    assert not (copy.parent / "overview.tif").exists()
 
 
 def test_the_item_names_the_picture_and_stays_valid(encoded, pixels, tmp_path):
