@@ -110,8 +110,21 @@ class Journal:
                 self._write()
 
     def drop(self) -> None:
-        """Delete the record: the Item stands for it."""
-        self._store.delete_tree(self._layout.journal)
+        """Delete the record: the Item stands for it. A mark that came meanwhile stays."""
+        self._drop(self._marks)
+
+    def drop_records(self) -> None:
+        """Delete what an ended run has left, and no mark: its run may be about to begin."""
+        self._drop(set())
+
+    def _drop(self, marks: set[str]) -> None:
+        there = self._store.keys(self._layout.journal)
+        stay = {key for key in there if key.endswith(_MARK)} - marks
+        if there and not stay:
+            self._store.delete_tree(self._layout.journal)
+        for key in there if stay else ():
+            if key not in stay:
+                self._store.delete(key)
 
     def _write(self) -> None:
         lines = [json.dumps(dataclasses.asdict(done)) for done in self._pending]

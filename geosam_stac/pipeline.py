@@ -78,7 +78,7 @@ def encode_scene(session: Session, scene: Scene, config: EncodeConfig) -> Encode
         gone = total - len(recorded) + len(missing_chips(job.store, job.layout, recorded))
         if not gone:
             # Of a run, or a finalizer, that was ended right after its Item.
-            Journal(job.store, job.layout).drop()
+            Journal(job.store, job.layout).drop_records()
             drop(job.store, job.layout)
             return _finished(job, finished)
         session.sink(

@@ -17,6 +17,8 @@ import pytest
 from geosam_stac import manifest
 from geosam_stac.errors import DataError, GeosamStacError, TemporaryError
 from geosam_stac.features import read
+from geosam_stac.job import Job
+from geosam_stac.journal import Done, Journal
 from geosam_stac.pipeline import encode_part, encode_scene
 from geosam_stac.scale.finalize import finalize_scene
 from geosam_stac.storage import Store
@@ -190,6 +192,30 @@ def test_one_that_overwrites_tells_the_other(place, item, tmp_path, fake_model):
     assert "--overwrite" in str(error)
     assert ends["overwrites"][0].chips_encoded == CHIPS
     assert check_output(place) == CHIPS
+
+
+def test_the_mark_of_one_that_overwrites_outlives_the_runs_that_end(
+    place, item, tmp_path, fake_model
+):
+    session = fake_session(tmp_path, out=place)
+    scene = session.scene(str(item))
+    encode_scene(session, scene, session.config)
+    job = Job.of(session, scene, session.config)
+
+    def journal() -> Journal:
+        return Journal(job.store, job.layout)
+
+    ends = journal()
+    left = journal()
+    left.add(Done(chip_id="chip_000000", bytes=1, sha256="0" * 64, valid_fraction=1.0))
+    left.flush()
+    mark = journal().mark_overwrite()  # of a run that has not yet deleted the Item
+    assert encode_scene(session, scene, session.config).chips_encoded == 0
+    assert job.store.keys(job.layout.journal) == [mark]
+    ends.drop()
+    assert job.store.keys(job.layout.journal) == [mark]
+    journal().drop()  # of a run that began after it, and has made the Item
+    assert job.store.keys(job.layout.journal) == []
 
 
 def test_parts_agree_and_make_one_scene(item, tmp_path, fake_model):
