@@ -128,7 +128,7 @@ class Reading:
         self._needs = [tiling.under(block.window) for block in self._blocks]
         self._shown = {tile for block in self._earlier for tile in tiling.under(block.window)}
         self._uses = Counter(tile for needs in self._needs for tile in needs)
-        first: dict[Window, int] = {}
+        self._first = first = dict[Window, int]()  # the block that needs a tile first
         for place, needs in enumerate(self._needs):
             for tile in needs:
                 first.setdefault(tile, place)
@@ -138,7 +138,7 @@ class Reading:
             del self._sources[window]  # no chip needs it
         self._cube.plan([window for window in first if window not in self._sources])
         self._next_block, self._block_is_out = 0, False
-        self._loading: dict[Window, int] = {}
+        self._loading: set[Window] = set()
 
     def work(self, take: Callable[[Block], None], stop: threading.Event) -> None:
         """What each reader thread runs until all is read; `take` gets each block, in their order.
@@ -177,7 +177,7 @@ class Reading:
                     return place
                 if self._todo and self._may_load(*self._todo[-1]):
                     window, _ = self._todo.pop()
-                    self._loading[window] = self._bytes(window)
+                    self._loading.add(window)
                     return window
                 self._changed.wait(POLL_S)
 
@@ -187,19 +187,20 @@ class Reading:
             return True
         if block > self._next_block + max(AHEAD, self._stage.threads // 2):
             return False
-        held = sum(map(self._size, self._tiles.values())) + sum(self._loading.values())
+        # Not what blocks share, which a wide scene has more of: then it would be read by fewer
+        # threads. Nor what a tile takes while it is loaded: the number of threads bounds that.
+        ahead = [
+            each
+            for each in (*self._tiles, *self._loading, window)
+            if self._first[each] > self._next_block
+        ]
+        held = sum(map(self._size, ahead))
         held += self._cube.bytes_kept + sum(data.nbytes for data, _ in self._sources.values())
-        return held + self._bytes(window) <= self._budget.tiles_bytes
+        return held <= self._budget.tiles_bytes
 
-    def _bytes(self, window: Window) -> int:
-        """What a tile takes while it is loaded: source values and theirs in uint8, with masks."""
-        per_pixel = self._cube.band_count * (self._cube.dtype.itemsize + 2) + 1
-        return window.height * window.width * per_pixel
-
-    @staticmethod
-    def _size(tile: _Tile) -> int:
-        pixels, valid = tile
-        return pixels.nbytes + (0 if valid is None else valid.nbytes)
+    def _size(self, window: Window) -> int:
+        """What a tile takes once it is loaded: uint8, and a mask."""
+        return window.height * window.width * (self._cube.band_count + 1)
 
     def _load(self, window: Window) -> None:
         source = self._sources.pop(window, None)
@@ -221,7 +222,7 @@ class Reading:
             self._thumbnail.add(widen(rgb8), window, known)
         with self._changed:
             self._tiles[window] = (rgb8, known)
-            del self._loading[window]
+            self._loading.remove(window)
             self._changed.notify_all()
 
     def _block(self, place: int) -> Block:

@@ -1,7 +1,7 @@
 """Session: one model on one device, and the scenes that are made for it. No threads here.
 
 Batches are halved when the device runs out of memory, and cached memory is freed as the memory
-strategy asks.
+strategy asks; on CPUs, what the C library keeps.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from geosam_stac.errors import (
     TemporaryError,
 )
 from geosam_stac.events import BatchHalved, Notice, Sink, ignore
+from geosam_stac.heap import give_back_freed
 from geosam_stac.planning import Plan, make_plan
 from geosam_stac.retry import Retries, RetryPolicy
 from geosam_stac.sources import open_scene, parse_item, read_item
@@ -356,6 +357,8 @@ class Session:
         every = 1 if self.config.memory_strategy == "low" else FREE_EVERY_CHIPS
         if self._since_freed >= every:
             self.encoder.free_cached_memory(if_short=self.config.memory_strategy != "low")
+            if not self.device.startswith("cuda"):  # a GPU should not wait for page faults
+                give_back_freed()
             self._since_freed = 0
 
 

@@ -104,6 +104,23 @@ def test_nothing_is_read_ahead_beyond_the_budget(tmp_path, monkeypatch, tiles_by
     assert sum(window.width for window in loaded) == 3000, "and all is read in the end"
 
 
+def test_what_the_blocks_share_does_not_stop_reading_ahead(tmp_path):
+    """Of a wide scene that is more than the budget: it would be read by fewer threads."""
+    data = values((3, 200, 3000), "uint8")
+    scene = scene_of(write_tif(tmp_path / "a.tif", data, blocksize=32))
+    tile_bytes = 64 * 64 * 4
+    reading, _, _ = reading_of(scene, dataclasses.replace(BUDGET, tiles_bytes=1.5 * tile_bytes))
+    reading.begin(None, Thumbnail((200, 3000)))
+    for window, first in reading._first.items():
+        if first <= reading._next_block + 40:
+            reading._tiles[window] = None
+    reading._next_block = 40
+    later = [window for window, first in reading._first.items() if first > 40][:2]
+    assert reading._may_load(later[0], 41)
+    reading._loading.add(later[0])
+    assert not reading._may_load(later[1], 41)
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_scan_sees_each_pixel_once_and_keeps_what_fits(tmp_path, fits):
     data = values((3, 200, 260))

@@ -120,6 +120,21 @@ def test_balanced_frees_memory_every_16_chips(tmp_path, fake_model):
     assert fake_model.encoder.freed == 3
 
 
+def test_what_the_heap_keeps_goes_back_as_often_but_not_beside_a_gpu(
+    tmp_path, fake_model, monkeypatch
+):
+    given = []
+    monkeypatch.setattr("geosam_stac.session.give_back_freed", lambda: given.append(1))
+    session = fake_session(tmp_path, batch_size=4)
+    encode(session, 15)
+    assert not given
+    encode(session, 33)
+    assert len(given) == 2
+    session.device = "cuda:0"
+    encode(session, 16)
+    assert len(given) == 2
+
+
 def test_low_memory_encodes_one_chip_at_a_time_and_frees_after_each(tmp_path, fake_model):
     session = fake_session(tmp_path, memory_strategy="low")
     assert encode(session, 3) == [0, 1, 2]

@@ -25,7 +25,6 @@ def opened(
     """
     # Here, not above: these bring torch and GDAL, and take seconds.
     from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
-    from geosam_stac.heap import give_back_freed
     from geosam_stac.retry import Retries, RetryPolicy
     from geosam_stac.session import Session
     from geosam_stac.sources import as_geojson
@@ -49,8 +48,6 @@ def opened(
             hosts=hosts,
             encodes=device is None,
         ) as session:
-            if not session.device.startswith("cuda"):  # a GPU should not wait for page faults
-                give_back_freed()
             session.config_sources = in_force.sources
             session.inputs = inputs.as_dict()
             yield session, works

@@ -38,7 +38,6 @@ def encode(root: Path, value_range: str, max_memory: float) -> None:
     """Encode the scene under `root` and print what it took."""
     import geosam_stac.session as module
     from geosam_stac.config import EncodeConfig
-    from geosam_stac.heap import give_back_freed
     from geosam_stac.pipeline import encode_scene
     from geosam_stac.storage import Store
 
@@ -57,7 +56,6 @@ def encode(root: Path, value_range: str, max_memory: float) -> None:
         out=str(root / "out"),
     )
     with module.Session(config, cache_dir=root / "cache") as session:
-        give_back_freed()  # as the command line does on a CPU
         _ = session.encoder
         before = peak_mb()
         started = time.perf_counter()
