@@ -23,9 +23,9 @@ LEAST_AREA_PX, MOST_AREA_PX = 1 << 18, 1 << 22
 # A tile is loaded into 18 bytes a pixel at the most common: three bands of uint16, those again as
 # odc-stac hands them over, and what GDAL takes; then its uint8 and its masks, but one copy less.
 READER_BYTES_PER_PX = 18
-# So that by default four blocks of 1024 px are read at once.
+# By default four blocks of 1024 px, but for `windows.WIDE_PX`, which makes most tiles smaller.
 READS_OF_TOTAL = 4_250_000 / 1e9
-# Of --max-memory: tiles that are kept or read ahead; tiles while they are loaded; chips that wait
+# Of --max-memory: tiles that are read ahead, as uint8; tiles while they are loaded; chips that wait
 # for the device; features that wait for a writer. Before chips and features exist, a scan for the
 # value range may keep more. The rest is for what the device and the writers hold.
 TILES, LOADING, CHIPS, FEATURES, SCAN = 0.1, 0.4, 0.1, 0.1, 0.8
