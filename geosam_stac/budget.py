@@ -18,12 +18,13 @@ GB = 1e9
 READERS = (4, 16)
 WRITERS = (4, 8)
 # Pixels that are read at once: less is all overhead (`odc.stac.load` takes 25 ms a call, and of one
-# block alone GDAL asks for more than its bytes), more saves none.
-LEAST_AREA_PX, MOST_AREA_PX = 1 << 18, 1 << 22
+# block alone GDAL asks for more than its bytes), more saves none: two blocks of 1024 px, as wide as
+# tiles are (`windows.WIDE_PX`).
+LEAST_AREA_PX, MOST_AREA_PX = 1 << 18, 1 << 21
 # A tile is loaded into 18 bytes a pixel at the most common: three bands of uint16, those again as
 # odc-stac hands them over, and what GDAL takes; then its uint8 and its masks, but one copy less.
 READER_BYTES_PER_PX = 18
-# By default four blocks of 1024 px, but for `windows.WIDE_PX`, which makes most tiles smaller.
+# Of --max-memory, in pixels for each byte.
 READS_OF_TOTAL = 4_250_000 / 1e9
 # Of --max-memory: tiles that are read ahead, as uint8; tiles while they are loaded; chips that wait
 # for the device; features that wait for a writer. Before chips and features exist, a scan for the

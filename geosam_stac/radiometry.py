@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from geosam_stac.config import ValueRange
-from geosam_stac.types import Block, Chip, ChipRef
+from geosam_stac.types import Block, Chip, ChipRef, Window
+from geosam_stac.windows import meet, overlap
 
 # Which band feeds R, G and B when there are 1, 2 or 3 of them (SPEC-geosam section 1).
 RGB_OF_BANDS = {1: (0, 0, 0), 2: (0, 1, 1), 3: (0, 1, 2)}
@@ -180,11 +181,8 @@ def make_chip(block: Block, ref: ChipRef, *, input_px: int) -> Chip:
         The model's input size; a smaller chip is resized (bilinear, as segment-anything's
         `ResizeLongestSide` does with PIL), anchored top left.
     """
-    rows = slice(ref.window.row_off - block.ref.window.row_off, None)
-    cols = slice(ref.window.col_off - block.ref.window.col_off, None)
+    image, valid_fraction = cut(block, ref.window)
     height, width = ref.window.height, ref.window.width
-    image = block.pixels[:, rows, cols][:, :height, :width]
-    valid = block.valid[rows, cols][:height, :width]
     content_h, content_w = fit_shape(height, width, input_px)
     if (content_h, content_w) != (height, width):
         resized = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).resize(
@@ -200,5 +198,24 @@ def make_chip(block: Block, ref: ChipRef, *, input_px: int) -> Chip:
         ref=ref,
         pixels=pixels,
         content_px=(content_h, content_w),
-        valid_fraction=float(valid.mean()),
+        valid_fraction=valid_fraction,
     )
+
+
+def cut(block: Block, window: Window) -> tuple[NDArray[np.uint8], float]:
+    """Pixels of a window inside a block, and how much of them is valid.
+
+    Returns
+    -------
+    (3, h, w) uint8, RGB order (1 or 2 bands are widened to 3), and 0 to 1.
+    """
+    pixels = np.empty((3, window.height, window.width), dtype=np.uint8)
+    size = valid_px = window.height * window.width
+    for tile in block.tiles:
+        if not meet(window, tile.window):
+            continue
+        into, part = overlap(window, tile.window)
+        pixels[:, *into] = widen(tile.pixels[:, *part])
+        if tile.valid is not None:
+            valid_px -= int(np.count_nonzero(~tile.valid[part]))
+    return pixels, valid_px / size

@@ -1,7 +1,7 @@
 """A scene's blocks, read ahead by several threads within a budget of memory.
 
 The scene is read in tiles of the file's own blocks, each once. Any reader thread takes whatever is
-most urgent: to put together a block whose tiles are there, else to load the next tile. A tile is
+most urgent: to hand on a block whose tiles are there, else to load the next tile. A tile is
 made uint8 as soon as it is loaded, and freed with the last block that needs it. The threads
 themselves are the pipeline's.
 """
@@ -22,14 +22,11 @@ from geosam_stac.cube import CubeReader
 from geosam_stac.radiometry import RangeEstimator, to_rgb8, widen
 from geosam_stac.stages import Stage
 from geosam_stac.thumbnail import Thumbnail
-from geosam_stac.types import Block, BlockRef, Window
-from geosam_stac.windows import overlap
+from geosam_stac.types import Block, BlockRef, Tile, Window
 
 # Blocks beyond the next one for which tiles are loaded ahead, at least.
 AHEAD = 2
 
-# (B, h, w) uint8 as `to_rgb8` gives them, and (h, w) bool or None where all is valid.
-_Tile = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
 # (B, h, w) source values, and their validity packed to bits or None where all is valid.
 _Source = tuple[NDArray[Any], NDArray[np.uint8] | None]
 
@@ -69,7 +66,7 @@ class Reading:
         self._limits: tuple[float, float] | None = None
         self._thumbnail: Thumbnail | None = None
         self._sources: dict[Window, _Source] = {}
-        self._tiles: dict[Window, _Tile] = {}
+        self._tiles: dict[Window, Tile] = {}
         self._changed = threading.Condition()
 
     # The scan
@@ -146,17 +143,12 @@ class Reading:
         Once `stop` is set, it ends with `Stopped`.
         """
         while (job := self._next(stop)) is not None:
-            with self._stage.busy():
-                if isinstance(job, int):
-                    block = self._block(job)
-                else:
-                    block = None
+            if isinstance(job, int):
+                take(self._block(job))
+                self._free(job)
+            else:
+                with self._stage.busy():
                     self._load(job)
-            if block is not None:
-                take(block)
-                with self._changed:
-                    self._block_is_out = False
-                    self._changed.notify_all()
 
     def _next(self, stop: threading.Event) -> Window | int | None:
         """The place of a block whose tiles are there, or a tile to load; None when all is done."""
@@ -221,26 +213,20 @@ class Reading:
         if window not in self._shown:
             self._thumbnail.add(widen(rgb8), window, known)
         with self._changed:
-            self._tiles[window] = (rgb8, known)
+            self._tiles[window] = Tile(window=window, pixels=rgb8, valid=known)
             self._loading.remove(window)
             self._changed.notify_all()
 
     def _block(self, place: int) -> Block:
-        """Put a block together and free what no later one needs."""
-        ref = self._blocks[place]
-        shape = (ref.window.height, ref.window.width)
-        pixels = np.empty((self._cube.band_count, *shape), dtype=np.uint8)
-        valid = np.ones(shape, dtype=bool)
-        for tile in self._needs[place]:
-            tile_pixels, tile_valid = self._tiles[tile]
-            into, part = overlap(ref.window, tile)
-            pixels[:, *into] = tile_pixels[:, *part]
-            if tile_valid is not None:
-                valid[into] = tile_valid[part]
+        tiles = tuple(self._tiles[window] for window in self._needs[place])
+        return Block(ref=self._blocks[place], tiles=tiles)
+
+    def _free(self, place: int) -> None:
+        """A block is done with: so are the tiles that no later one needs."""
         with self._changed:
-            for tile in self._needs[place]:
-                self._uses[tile] -= 1
-                if not self._uses[tile]:
-                    del self._tiles[tile]
+            for window in self._needs[place]:
+                self._uses[window] -= 1
+                if not self._uses[window]:
+                    del self._tiles[window]
+            self._block_is_out = False
             self._changed.notify_all()
-        return Block(ref=ref, pixels=widen(pixels), valid=valid)

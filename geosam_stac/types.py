@@ -231,17 +231,24 @@ WHOLE = Part(index=0, count=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Pixels of one BlockRef.
+class Tile:
+    """Pixels of one window of the scene.
 
-    `pixels`: (3, H, W) uint8, RGB order (1 or 2 bands are widened to 3), black where a band is not
-    valid. `valid`: (H, W) bool, True where any band is valid (inside the source, not nodata, not
-    masked).
+    `pixels`: (B, h, w) uint8, B from 1 to 3, black where a band is not valid. `valid`: (h, w) bool,
+    True where any band is valid (inside the source, not nodata, not masked); None: all are.
     """
 
-    ref: BlockRef
+    window: Window
     pixels: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
+    valid: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Pixels of one BlockRef: tiles, without overlap, that together hold its window."""
+
+    ref: BlockRef
+    tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,16 @@ def within(inner: Window, outer: Window) -> tuple[slice, slice]:
     )
 
 
+def meet(one: Window, other: Window) -> bool:
+    """Whether two windows have a pixel in common."""
+    return (
+        max(one.row_off, other.row_off)
+        < min(one.row_off + one.height, other.row_off + other.height)
+    ) and (
+        max(one.col_off, other.col_off) < min(one.col_off + one.width, other.col_off + other.width)
+    )
+
+
 def overlap(target: Window, tile: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where a tile and a target window meet: slices into the target, slices into the tile."""
     top = max(target.row_off, tile.row_off)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from affine import Affine
@@ -12,12 +14,14 @@ from geosam_stac.grid import crop
 from geosam_stac.radiometry import (
     RangeEstimator,
     band_valid,
+    cut,
     fit_shape,
     make_chip,
     to_rgb8,
     widen,
 )
-from geosam_stac.types import Block, BlockRef, ChipRef, Window
+from geosam_stac.types import Block, BlockRef, ChipRef, Tile, Window
+from geosam_stac.windows import slices
 from tests.rasters import values
 
 AUTO = ValueRange(kind="auto")
@@ -69,8 +73,8 @@ def test_percentiles_equal_numpys_and_do_not_depend_on_the_cut(dtype):
     valid[0, :5] = False
     wanted = ValueRange.parse("p2,p98.5")
     expected = tuple(map(float, np.percentile(data[valid], [2, 98.5])))
-    for cut in ((40, 33), (7, 5), (1, 33), (13, 40)):
-        assert estimate(data, valid, wanted, cut) == expected
+    for step_px in ((40, 33), (7, 5), (1, 33), (13, 40)):
+        assert estimate(data, valid, wanted, step_px) == expected
 
 
 def test_a_big_scene_is_sampled_alike_however_it_is_cut(monkeypatch):
@@ -81,8 +85,8 @@ def test_a_big_scene_is_sampled_alike_however_it_is_cut(monkeypatch):
     step = RangeEstimator(wanted, shape=(64, 50), bands=2).step
     assert step == 5
     expected = tuple(map(float, np.percentile(data[:, ::step, ::step], [10, 90])))
-    for cut in ((64, 50), (7, 5), (3, 11)):
-        assert estimate(data, valid, wanted, cut) == expected
+    for step_px in ((64, 50), (7, 5), (3, 11)):
+        assert estimate(data, valid, wanted, step_px) == expected
 
 
 @pytest.mark.parametrize("text", ["auto", "p2,p98"])
@@ -147,9 +151,8 @@ def _block(shape: tuple[int, int], *, at: tuple[int, int] = (0, 0)) -> Block:
     scene = GeoBox((4000, 4000), Affine(10, 0, 0, 0, -10, 0), "EPSG:32614")
     window = Window(row_off=at[0], col_off=at[1], height=shape[0], width=shape[1])
     ref = BlockRef(window=window, geobox=crop(scene, window), chips=())
-    data = values((3, *shape), "uint8", seed=6)
-    valid = np.ones(shape, dtype=bool)
-    return Block(ref=ref, pixels=data, valid=valid)
+    tile = Tile(window=window, pixels=values((3, *shape), "uint8", seed=6), valid=None)
+    return Block(ref=ref, tiles=(tile,))
 
 
 def _ref(block: Block, window: Window) -> ChipRef:
@@ -161,7 +164,8 @@ def test_a_chip_is_resized_as_segment_anything_does(shape):
     block = _block(shape)
     window = Window(row_off=0, col_off=0, height=shape[0], width=shape[1])
     chip = make_chip(block, _ref(block, window), input_px=96)
-    expected = ResizeLongestSide(96).apply_image(block.pixels.transpose(1, 2, 0)).transpose(2, 0, 1)
+    image = block.tiles[0].pixels.transpose(1, 2, 0)
+    expected = ResizeLongestSide(96).apply_image(image).transpose(2, 0, 1)
     height, width = chip.content_px
     assert (height, width) == expected.shape[1:] == fit_shape(*shape, 96)
     assert (chip.pixels[:, :height, :width] == expected).all()
@@ -173,12 +177,35 @@ def test_a_chip_is_resized_as_segment_anything_does(shape):
 
 def test_a_chip_is_cut_where_it_lies_in_its_block():
     block = _block((80, 90), at=(1000, 2000))
-    block.valid[:10] = False
     window = Window(row_off=1005, col_off=2020, height=64, width=64)
     chip = make_chip(block, _ref(block, window), input_px=64)
-    assert (chip.pixels == block.pixels[:, 5:69, 20:84]).all()
+    assert (chip.pixels == block.tiles[0].pixels[:, 5:69, 20:84]).all()
     assert chip.content_px == (64, 64)
-    assert chip.valid_fraction == pytest.approx(59 / 64)
+    assert chip.valid_fraction == 1
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3])
+def test_a_chip_is_put_together_of_the_tiles_that_it_meets(bands):
+    """Any window, from tiles larger and smaller than it, those beside it among them."""
+    whole = values((bands, 80, 90), "uint8", seed=7)
+    known = values((1, 80, 90), "uint8", seed=8)[0] > 60
+    known[40:, 50:] = True
+    tiles = tuple(
+        Tile(
+            window=(place := Window(row_off=row, col_off=col, height=height, width=width)),
+            pixels=whole[:, *slices(place)],
+            valid=None if known[slices(place)].all() else known[slices(place)],
+        )
+        for row, height in ((0, 7), (7, 33), (40, 40))
+        for col, width in ((0, 50), (50, 40))
+    )
+    assert tiles[-1].valid is None
+    block = dataclasses.replace(_block((80, 90)), tiles=tiles)
+    for row, col, height, width in [(0, 0, 80, 90), (0, 0, 7, 50), (6, 49, 2, 2), (50, 60, 9, 30)]:
+        window = Window(row_off=row, col_off=col, height=height, width=width)
+        pixels, valid_fraction = cut(block, window)
+        assert (pixels == widen(whole)[:, *slices(window)]).all()
+        assert valid_fraction == known[slices(window)].mean()
 
 
 def test_a_sliver_keeps_a_pixel():

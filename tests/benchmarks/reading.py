@@ -25,11 +25,12 @@ from geosam_stac.config import EncodeConfig
 from geosam_stac.crew import Crew
 from geosam_stac.cube import CubeReader
 from geosam_stac.grid import blocks, make_grid
+from geosam_stac.radiometry import make_chip
 from geosam_stac.reading import Reading
 from geosam_stac.sources import open_scene
 from geosam_stac.stages import Stage
 from geosam_stac.thumbnail import Thumbnail
-from geosam_stac.types import GDAL_SETTINGS
+from geosam_stac.types import GDAL_SETTINGS, Block
 from tests.benchmarks.scenes import (
     CopyingEncoder,
     Nginx,
@@ -59,9 +60,14 @@ def read_all(item: Any, config: EncodeConfig) -> tuple[float, int]:
     reading = Reading(cube, list(blocks(grid)), budget, Stage(budget.readers))
     limits = None if cube.dtype == "uint8" else (0.0, 3000.0)
     reading.begin(limits, Thumbnail((scene.geobox.height, scene.geobox.width)))
+
+    def cut_chips(block: Block) -> None:
+        for ref in block.ref.chips:
+            make_chip(block, ref, input_px=spec.input_px)
+
     crew = Crew()
     for _ in range(budget.readers):
-        crew.start(lambda: reading.work(lambda block: None, crew.stop))
+        crew.start(lambda: reading.work(cut_chips, crew.stop))
     crew.finish()
     cube.close()
     return time.perf_counter() - started, cube.bytes_read
