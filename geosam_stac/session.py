@@ -340,16 +340,21 @@ class Session:
             )
 
     def _halve(self, batch: list[Chip], error: DeviceOutOfMemoryError) -> None:
-        """Halve the batch size; TemporaryError where it is one already."""
+        """Halve the batch size; TemporaryError where it is one already.
+
+        Not what this batch has: a compiled encoder pads the last one of a scene to the others'.
+        """
         self.encoder.free_cached_memory()
-        if len(batch) == 1:
+        if len(batch) > self.batch_size:
+            return  # since this one was started, the next one has not fitted either
+        if self.batch_size == 1:
             raise TemporaryError(
                 f"{self.device} is out of memory even for a batch of one chip",
                 chip=batch[0].ref.chip_id,
                 got=error.got,
                 hint="Choose a smaller model, or free the device",
             ) from error
-        self.batch_size = len(batch) // 2
+        self.batch_size //= 2
         self.sink(BatchHalved(batch_size=self.batch_size))
 
     def _free(self, chips: int) -> None:

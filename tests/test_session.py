@@ -87,6 +87,22 @@ def test_an_odd_batch_halves_downwards(tmp_path, fake_model, fits):
     assert fake_model.encoder.batches == [1, 1, 1, 1]
 
 
+def test_a_chip_that_did_not_fit_among_padding_is_tried_alone(tmp_path, fake_model):
+    """A compiled encoder pads a scene's last batch; once that has failed, it does no longer."""
+    sizes = []
+
+    def before(count: int) -> None:
+        sizes.append(count)
+        if len(sizes) == 2:
+            raise DeviceOutOfMemoryError("cuda:0 is out of memory")
+
+    fake_model.before = before
+    session = fake_session(tmp_path, batch_size=4)
+    assert encode(session, 5) == list(range(5))
+    assert sizes == [4, 1, 1]
+    assert session.batch_size == 2
+
+
 def test_out_of_memory_at_batch_1_is_temporary_and_names_the_chip(tmp_path, fits):
     fits(0)
     session = fake_session(tmp_path, batch_size=4)
@@ -378,6 +394,15 @@ def test_memory_that_runs_out_while_it_is_waited_for_halves_too(tmp_path, fake_m
     assert values(session, [4, 4]) == list(range(8))
     assert session.batch_size == 2
     assert fake_model.encoder.batches == [4, 4, 2, 2]
+
+
+def test_two_batches_that_were_started_together_are_halved_once(tmp_path, fake_model):
+    events = []
+    session = fake_session(tmp_path, events, batch_size=4)
+    Ahead(session, fails=frozenset({0, 1}))
+    assert values(session, [4, 4]) == list(range(8))
+    assert session.batch_size == 2
+    assert len([event for event in events if isinstance(event, BatchHalved)]) == 1
 
 
 def test_batches_are_sized_by_the_device_where_nobody_says(tmp_path, fake_model, monkeypatch):

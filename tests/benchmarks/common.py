@@ -18,10 +18,10 @@ sys.path.insert(
 )  # this checkout's package, as a script's own folder stands in its place
 
 
-def where() -> str:
-    """Device, versions, date, commit and command, in one line."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+def where(device: str = "cpu") -> str:
+    """Device (as torch calls it), versions, date, commit and command, in one line."""
+    if device.startswith("cuda"):
+        device = torch.cuda.get_device_name(device)
     else:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         device = capabilities.get("cpu_name") or platform.processor() or platform.machine()

@@ -351,6 +351,8 @@ class Bench:
 def measure(options: argparse.Namespace) -> None:
     """One part, in a process of its own; a line of JSON for whatever is known, at once."""
     cuda = options.device.startswith("cuda")
+    if cuda:  # Triton and timing events take the current GPU
+        torch.cuda.set_device(options.device)
     repeats = options.repeats or (1 if options.small else 20 if cuda else 3)
     compiles = options.compile if options.compile is not None else ["on"] if cuda else []
     # The reference is fp32, its convolutions too.
@@ -433,7 +435,7 @@ def main() -> None:
         if why is not None:
             failed.append(why)
             print(why, flush=True)
-    print(f"\n{where()}; {time.monotonic() - started:.0f} s")
+    print(f"\n{where(options.device)}; {time.monotonic() - started:.0f} s")
     for dtype in known["matrix"][0] if known["matrix"] else ():
         each = [rates[dtype] for rates in known["matrix"]]
         print(f"matrix rate, {dtype}: {min(each):.3g} to {max(each):.3g} TFLOP/s")

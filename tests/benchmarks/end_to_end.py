@@ -150,11 +150,15 @@ def from_memory(encoder: ImageEncoder, count: int, size: int, folder: Path) -> t
     return time.perf_counter() - started, sum(written)
 
 
-def from_cog(options: argparse.Namespace, folder: Path) -> tuple[Any, ImageEncoder, int]:
-    """The whole pipeline on a scene on the local disk; the result, the encoder, the batch."""
+def from_cog(options: argparse.Namespace, folder: Path) -> tuple[Any, ImageEncoder, int, str]:
+    """The whole pipeline on a scene on the local disk.
+
+    The result, the encoder, the batch, and how fast the scene is read and cut with nothing behind.
+    """
     from geosam_stac.config import EncodeConfig
     from geosam_stac.pipeline import encode_scene
     from geosam_stac.session import Session
+    from tests.benchmarks.reading import read_all
     from tests.benchmarks.scenes import RGB, item_of, one_file_a_band, write_cog
 
     for name in RGB:
@@ -172,9 +176,12 @@ def from_cog(options: argparse.Namespace, folder: Path) -> tuple[Any, ImageEncod
     )
     with Session(config, cache_dir=folder / "cache") as session:
         encoder = session.encoder
-        scene = session.scene(item_of(one_file_a_band(str(folder))))
+        item = item_of(one_file_a_band(str(folder)))
         warm_up(encoder, session.batch_size)
-        return encode_scene(session, scene, config), encoder, session.batch_size
+        result = encode_scene(session, session.scene(item), config)
+        seconds, size = read_all(item, config)
+        rate = f"{result.chips_encoded / seconds:.1f} chips/s, {size / seconds / 1e6:,.0f} MB/s"
+        return result, encoder, session.batch_size, rate
 
 
 def device_busy(alone: Sequence[float], whole: float) -> str:
@@ -230,7 +237,7 @@ def main() -> None:
     count = per_side**2
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:
-        stages = "-"
+        stages = read = "-"
         if options.chips_from_memory:
             entry = find_model(options.model)
             weights = resolve(entry, options.checkpoint, cache_dir=folder / "cache")
@@ -247,7 +254,7 @@ def main() -> None:
             warm_up(encoder, size)
             seconds, written = from_memory(encoder, count, size, folder)
         else:
-            result, encoder, size = from_cog(options, folder)
+            result, encoder, size, read = from_cog(options, folder)
             seconds, written = result.seconds["total"], result.bytes_written
             assert result.chips_encoded == count, (result.chips_encoded, count)
             stages = ", ".join(f"{name} {busy:.0%}" for name, busy in result.busy.items())
@@ -264,6 +271,7 @@ def main() -> None:
             ["device busy", device_busy(alone, seconds)],
             ["stages busy", stages],
             ["written", f"{written / 1e6:,.0f} MB, {written / seconds / 1e6:,.0f} MB/s"],
+            ["reading alone", read],
             ["disk alone", f"{disk:,.0f} MB/s, {WRITERS} threads"],
             ["copy from the device alone", copy_rate(encoder.device)],
         ]
