@@ -25,6 +25,9 @@ _GEOMETRIES = (
     *("Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon"),
     "GeometryCollection",
 )
+# CQL2 1.0: they stand for a number or a text, so that nothing is tested by them alone.
+_VALUES = frozenset({"+", "-", "*", "/", "^", "%", "div", "casei", "accenti"})
+_CQL2_EXAMPLE = "as eo:cloud_cover < 10 AND platform = 'sentinel-2a', or CQL2 JSON"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,17 +182,43 @@ def _cql2_json(value: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
     # Every API with filters takes CQL2 JSON in a POST; the text form only some.
     try:
         if isinstance(value, str) and not value.lstrip().startswith("{"):
-            return dict(cql2.parse_text(value).to_json())
-        expression = dict(value) if isinstance(value, Mapping) else _json_object("--filter", value)
-        cql2.parse_json(json.dumps(expression))
+            expression = cql2.parse_text(value).to_json()
+        else:
+            expression = (
+                dict(value) if isinstance(value, Mapping) else _json_object("--filter", value)
+            )
+            cql2.parse_json(json.dumps(expression))
     except cql2.ParseError as error:
         place = re.search(r"--> \d+:(\d+)", str(error))
         raise UsageError(
             "--filter is no CQL2" + (f" from character {place[1]} on" if place else ""),
-            expected="as eo:cloud_cover < 10 AND platform = 'sentinel-2a', or CQL2 JSON",
+            expected=_CQL2_EXAMPLE,
             got=value if isinstance(value, str) else json.dumps(value),
         ) from error
+    _check_test(expression)
     return expression
+
+
+def _check_test(expression: Any) -> None:
+    """Refuse a name or value by itself: it would find nothing, and nothing would say why."""
+    name = expression.get("op") if isinstance(expression, dict) else None
+    if name is None or name in _VALUES:
+        raise UsageError(
+            "a part of --filter tests nothing: a name, an operator and a value make a test",
+            expected=_CQL2_EXAMPLE,
+            got=_words(expression),
+        )
+    if name in ("and", "or", "not"):
+        for part in expression["args"]:
+            if not isinstance(part, bool):
+                _check_test(part)
+
+
+def _words(expression: Any) -> str:
+    """A part of CQL2 JSON as CQL2 text: its names are then quoted as they have to be."""
+    import cql2
+
+    return str(cql2.parse_json(json.dumps(expression)).to_text())
 
 
 def _query(value: str | Mapping[str, Any] | tuple[str, ...] | None) -> dict[str, Any] | None:

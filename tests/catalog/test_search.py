@@ -302,6 +302,7 @@ def test_others_read_the_index_with_duckdb(root):
         ({"bbox": (1, 2, 3)}, UsageError, "bbox takes four numbers"),
         ({"datetime": "yesterday"}, UsageError, "--datetime is not understood"),
         ({"filter": "platform ="}, UsageError, "--filter is no CQL2"),
+        ({"filter": '"mlm:name"'}, UsageError, "a part of --filter tests nothing.*got mlm:name"),
         ({"limit": 0}, UsageError, "--limit must be at least 1"),
     ],
 )

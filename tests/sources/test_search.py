@@ -521,6 +521,12 @@ def test_areas():
         ({"filter": '{"foo": 1}'}, "no CQL2"),
         ({"filter": {"foo": 1}}, "no CQL2"),
         ({"filter": '{"op": '}, "--filter is no JSON"),
+        ({"filter": '"mlm:name"'}, "tests nothing.*expected as eo:cloud_cover < 10.*got mlm:name"),
+        ({"filter": "platform = 'a' OR NOT 'b'"}, "tests nothing.*got 'b'"),
+        ({"filter": "eo:cloud_cover + 1"}, r"tests nothing.*got .*eo:cloud_cover.* \+ 1"),
+        ({"filter": {"property": "platform"}}, "tests nothing.*got platform"),
+        ({"filter": "0"}, "tests nothing.*got 0"),
+        ({"filter": "true"}, "tests nothing.*got true"),
         ({"query": "cloudless"}, "--query is not understood"),
         ({"query": "{1}"}, "--query is no JSON"),
     ],
@@ -528,3 +534,16 @@ def test_areas():
 def test_a_query_that_cannot_be(query, words):
     with pytest.raises(UsageError, match=words):
         SearchQuery(**{"url": "https://x.test"} | query)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NOT (platform = 'a' AND eo:cloud_cover IS NULL)",
+        "a_contains(names, ('a', 'b')) OR s_intersects(geometry, POINT(0 0))",
+        "casei(platform) = casei('A') AND eo:cloud_cover + 1 < 3 AND true",
+        "is_good(platform)",  # an API may have functions of its own
+    ],
+)
+def test_every_kind_of_test_is_sent(text):
+    assert SearchQuery(url="https://x.test", filter=text).parameters()["filter"]["op"]
