@@ -241,7 +241,8 @@ def from_layer(
         The scene that they lie in.
     layer
         Points are clicks, anything else means its bounds, as a box. Columns, none of which must be
-        there: `group` (rows of one value are one object), `label` (1 or 0, of points), `id`.
+        there: `group` (rows of one value are one object), `label` (1 or 0, of points), `id` (of
+        its own for each object; else its group's value, or its row's number, from 1).
 
     Returns
     -------
@@ -249,6 +250,11 @@ def from_layer(
         One an object, in the layer's order.
     failed
         Id -> why it cannot be one: it lies outside the scene, or has two boxes.
+
+    Raises
+    ------
+    UsageError
+        It is no such layer, or two objects have the same id.
     """
     frame = read_layer(Path(layer), "--prompts") if isinstance(layer, str | Path) else layer
     frame = frame.rename_geometry("geometry") if frame.geometry.name != "geometry" else frame
@@ -266,12 +272,24 @@ def from_layer(
 def _groups(frame: gpd.GeoDataFrame) -> list[tuple[Hashable, list[Mapping[str, Any]]]]:
     groups: dict[Hashable, list[Mapping[str, Any]]] = {}
     names: dict[Hashable, Hashable] = {}
+    # Files keep ids of two kinds as text: 7 and "7" would be one there.
+    rows_of: dict[str, int] = {}
     for number, record in enumerate(frame.to_dict("records"), start=1):
         group = _plain(record.get("group"))
         key = ("row", number) if group is None else ("group", group)
         groups.setdefault(key, []).append(record)
+        if key in names:
+            continue
         given = _plain(record.get("id"))
-        names.setdefault(key, next(one for one in (given, group, number) if one is not None))
+        name = next(one for one in (given, group, number) if one is not None)
+        names[key] = name
+        if (other := rows_of.setdefault(str(name), number)) != number:
+            raise UsageError(
+                "two objects of --prompts have the same id",
+                got=f"{name} in rows {other} and {number}",
+                hint="Give each an id of its own (a row without one has its group, or its number), "
+                "or the rows of one object the same value in a column group",
+            )
     return [(names[key], rows) for key, rows in groups.items()]
 
 
@@ -279,6 +297,8 @@ def _plain(value: Any) -> Any:
     """A cell as a Python value; None for what tables have in empty cells."""
     if pd.isna(value):
         return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # pandas has integers beside empty cells as floats
     return value.item() if hasattr(value, "item") else value
 
 

@@ -199,6 +199,27 @@ def test_a_group_of_number_0_is_no_other(scene):
     assert [(one.id, len(one.points)) for one in prompts] == [(0, 2), (1, 1)]
 
 
+@pytest.mark.parametrize(
+    ("columns", "got"),
+    [
+        ({"id": ["a", "b", "a"]}, "a in rows 1 and 3"),
+        ({"id": [2, None, 5]}, "2 in rows 1 and 2"),  # the second has its row's number
+        ({"group": ["1", "b", None], "id": [None, 1, None]}, "1 in rows 1 and 2"),
+    ],
+)
+def test_two_objects_of_one_id_are_refused(scene, columns, got):
+    frame = layer(None, [point(10, 10), point(120, 50), point(40, 100)], **columns)
+    with pytest.raises(UsageError, match=f"have the same id; got {got}"):
+        from_layer(scene, frame)
+
+
+def test_rows_of_one_group_may_repeat_their_id(scene):
+    places = [point(10, 10), point(12, 12), point(120, 50), point(120, 52)]
+    frame = layer(None, places, group=["x", "x", None, None], id=[7, 7, 8, None])
+    prompts, _ = from_layer(scene, frame)
+    assert [(repr(one.id), len(one.points)) for one in prompts] == [("7", 2), ("8", 1), ("4", 1)]
+
+
 def test_degrees_in_a_file(scene, tmp_path):
     path = tmp_path / "clicks.geojson"
     layer(None, [point(10, 10)]).to_crs("EPSG:4326").to_file(path)
