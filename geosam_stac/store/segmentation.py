@@ -110,10 +110,10 @@ class Segmentation:
         Returns
         -------
         geopandas.GeoDataFrame
-            `id`, `score`, `area_m2` (on the WGS84 ellipsoid, by geodesics between the outline's
-            points, holes taken out), `chips` (their ids, between commas), `complete` (False where
-            the object goes on beyond what could be followed), `geometry` (Polygon or
-            MultiPolygon along the pixels' edges, holes kept).
+            `id` (text, where they are of several kinds), `score`, `area_m2` (on the WGS84
+            ellipsoid, by geodesics between the outline's points, holes taken out), `chips` (their
+            ids, between commas), `complete` (False where the object goes on beyond what could be
+            followed), `geometry` (Polygon or MultiPolygon along the pixels' edges, holes kept).
 
         Raises
         ------
@@ -121,12 +121,14 @@ class Segmentation:
             PROJ knows no such CRS.
         """
         records = []
+        # GeoParquet has one type a column; the other formats would make them text, too.
+        as_text = len({type(one.id) for one in self.objects}) > 1
         for one in self.objects:
             shape = self._shape(one)
             if not shape.is_empty:
                 records.append(
                     {
-                        "id": one.id,
+                        "id": str(one.id) if as_text else one.id,
                         "score": round(one.score, 6),
                         "area_m2": round(area_m2(shape, self._crs, self._side), 3),
                         "chips": ",".join(one.chips),

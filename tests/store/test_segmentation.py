@@ -233,6 +233,15 @@ def test_tables(ring, tmp_path, suffix, crs):
         assert ours.equals(theirs)
 
 
+@pytest.mark.parametrize("suffix", ["geojson", "gpkg", "parquet"])
+def test_ids_of_two_kinds_are_text(ring, tmp_path, suffix):
+    found = made(one(ring, 10, 20, name=7), one(ring, 30, 20, name="y"))
+    href = found.write(str(tmp_path / f"out.{suffix}"))
+    read = geopandas.read_parquet if suffix == "parquet" else geopandas.read_file
+    assert list(read(href)["id"]) == ["7", "y"]
+    assert json.loads(found.to_geojson())["features"][0]["properties"]["id"] == "7"
+
+
 def test_a_raster_of_one_object(ring, tmp_path):
     first, second = one(ring, 10, 20, score=0.75), one(ring[:5], 30, 20, score=0.5)
     with rasterio.open(made(first, second).write(str(tmp_path / "out.tif"))) as raster:
