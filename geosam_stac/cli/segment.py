@@ -109,10 +109,13 @@ def segment(
     boxes = [_box(text) for text in box or []]
     from geosam_stac.encoders.checkpoints import default_cache_dir, hugging_face_token
     from geosam_stac.store import FeatureItem, open_item
+    from geosam_stac.store.prompting import count_objects, read_layer
     from geosam_stac.store.segmentation import check_format
 
+    layer = None if prompts is None else read_layer(prompts, "--prompts")
     if out is not None:
-        check_format(out, out_crs)
+        many = len(boxes) > 1 or (layer is not None and count_objects(layer) > 1)
+        check_format(out, out_crs, several_of_each=multimask and many)
     elif out_crs is not None:
         raise UsageError("--out-crs is of a file", hint="Name one with --out")
     with console.ProgressSink() as sink:
@@ -127,7 +130,7 @@ def segment(
             labels,
             boxes,
             None if mask is None else str(mask),
-            prompts=prompts,
+            prompts=layer,
             crs=crs,
             multimask=multimask,
             follow=follow,

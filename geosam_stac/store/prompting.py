@@ -269,6 +269,11 @@ def from_layer(
     return prompts, failed
 
 
+def count_objects(layer: gpd.GeoDataFrame) -> int:
+    """How many objects a vector layer prompts; UsageError where two have the same id."""
+    return len(_groups(layer))
+
+
 def _groups(frame: gpd.GeoDataFrame) -> list[tuple[Hashable, list[Mapping[str, Any]]]]:
     groups: dict[Hashable, list[Mapping[str, Any]]] = {}
     names: dict[Hashable, Hashable] = {}

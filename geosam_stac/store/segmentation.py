@@ -176,11 +176,12 @@ class Segmentation:
         Raises
         ------
         UsageError
-            Another ending, or a CRS where the format has one of its own.
+            Another ending, a CRS where the format has one of its own, or in a .tif several masks
+            of several objects.
         StorageError
             It cannot be written.
         """
-        suffix = check_format(href, crs)
+        suffix = check_format(href, crs, several_of_each=self._several_of_each)
         folder, _, name = href.replace("\\", "/").rpartition("/")
         store = Store(folder or ("/" if href.startswith("/") else "."))
         with tempfile.TemporaryDirectory(prefix="geosam-stac-") as temporary:
@@ -195,6 +196,11 @@ class Segmentation:
                 self._write_tif(path)
             store.put(name, path.read_bytes())
         return store.href(name)
+
+    @property
+    def _several_of_each(self) -> bool:
+        """Whether there are several objects, and more masks than objects."""
+        return 1 < len({one.id for one in self.objects}) < len(self.objects)
 
     @property
     def _crs(self) -> CRS:
@@ -227,11 +233,6 @@ class Segmentation:
 
         height, width = self.scene_geobox.shape
         numbered = len({one.id for one in self.objects}) > 1
-        if numbered and len(self.objects) > len({one.id for one in self.objects}):
-            raise UsageError(
-                "several masks of several objects cannot stand in one raster",
-                hint="Leave --multimask out, or write polygons",
-            )
         with rasterio.open(
             path,
             "w+",
@@ -259,10 +260,11 @@ class Segmentation:
             raster.update_tags(item=self.item_id, model=self.model)
 
 
-def check_format(href: str, crs: str | None) -> str:
-    """The ending of a file that masks can be written to.
+def check_format(href: str, crs: str | None, *, several_of_each: bool = False) -> str:
+    """The ending of a file that masks can be written to; of each of many objects perhaps several.
 
-    Raises UsageError where it is another one, or a CRS is given where the format has its own.
+    Raises UsageError where it is another one, a CRS is given where the format has its own, or the
+    format cannot hold `several_of_each`.
     """
     suffix = next((end for end in FORMATS if href.lower().endswith(end)), None)
     if href.lower().endswith(".tiff"):
@@ -274,6 +276,11 @@ def check_format(href: str, crs: str | None) -> str:
     if crs is not None and suffix == ".tif":
         raise UsageError(
             "a GeoTIFF of masks is on the scene's own grid", hint="Leave --out-crs out"
+        )
+    if several_of_each and suffix == ".tif":
+        raise UsageError(
+            "several masks of several objects cannot stand in one raster",
+            hint="Leave --multimask out, or write polygons",
         )
     lonlat = CRS(LONLAT)
     named: CRS | None = lonlat

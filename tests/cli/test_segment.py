@@ -102,6 +102,24 @@ def test_a_file_with_one_that_fails(cli, href, tmp_path):
     assert list(geopandas.read_parquet(out)["id"]) == ["a"]
 
 
+def test_multimask_of_many_in_a_raster_is_refused_before_anything_is_opened(cli, tmp_path):
+    """The Item does not exist: it would be the first to be told."""
+    many = ["none/item.json", "--multimask", "--out", tmp_path / "out.tif"]
+    places = [shapely.Point(10, 53), shapely.Point(11, 53)]
+    for groups, code, message in (
+        (["a", "b"], 2, "error: several masks of several objects cannot stand in one raster"),
+        (["a", "a"], 65, "none/item.json"),
+    ):
+        frame = geopandas.GeoDataFrame({"group": groups}, geometry=places, crs="EPSG:4326")
+        frame.to_file(tmp_path / "clicks.gpkg")
+        done = cli("segment", *many, "--prompts", tmp_path / "clicks.gpkg")
+        assert done.code == code, done.err
+        assert message in done.err
+    done = cli("segment", *many, "--box", "1,2,3,4", "--box", "5,6,7,8")
+    assert done.code == 2
+    assert "several masks of several objects" in done.err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
