@@ -25,6 +25,7 @@ from geosam_stac.store.degrees import within_180, wound
 from geosam_stac.store.follow import ObjectMask
 from geosam_stac.store.pixels import polygons
 from geosam_stac.store.places import LONLAT, NATIVE, find_crs
+from geosam_stac.store.seam import projected
 from geosam_stac.windows import union, within
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Segmentation:
         Raises
         ------
         UsageError
-            PROJ knows no such CRS.
+            PROJ knows no such CRS, or it has no place for the pole that a mask holds.
         """
         records = []
         # GeoParquet has one type a column; the other formats would make them text, too.
@@ -146,9 +147,10 @@ class Segmentation:
         if crs is None or (target == self._crs and not target.geographic):
             return frame
         frame["geometry"] = frame.geometry.segmentize(self._side)
+        if not target.geographic:
+            return frame.set_geometry(projected(frame.geometry, target))
         frame = frame.to_crs(target.proj)
-        if target.geographic:
-            frame["geometry"] = [within_180(shape) for shape in frame.geometry]
+        frame["geometry"] = [within_180(shape) for shape in frame.geometry]
         return frame
 
     def to_geojson(self) -> str:

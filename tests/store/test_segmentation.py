@@ -171,6 +171,77 @@ def test_holes_and_parts_across_the_antimeridian(crs, lon, lat, col):
     assert area == pytest.approx(apart, rel=1e-5)
 
 
+# Both are Mercator's of one ellipsoid: on either the other's edges lie far within.
+MERCATORS = {"EPSG:3395": 0.0, "EPSG:3832": 150.0}
+
+
+@pytest.mark.parametrize(
+    ("crs", "lon", "lat", "edged", "whole"),
+    [
+        ("EPSG:32660", 180, 10, "EPSG:3395", "EPSG:3832"),
+        ("EPSG:32701", -180, -17, "EPSG:3395", "EPSG:3832"),
+        ("EPSG:3031", 180, -75, "EPSG:3395", "EPSG:3832"),
+        ("EPSG:4326", 180, 50, "EPSG:3395", "EPSG:3832"),
+        ("EPSG:32626", -30, 40, "EPSG:3832", "EPSG:3395"),
+    ],
+)
+@pytest.mark.parametrize("col", [40, 146])
+def test_a_map_is_cut_at_its_edges(crs, lon, lat, edged, whole, col):
+    x, y = Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(lon, lat)
+    mask = holed(200, 260, holes=5)
+    side = 5e-4 if crs == "EPSG:4326" else 50
+    geobox = GeoBox(mask.shape, Affine(side, 0, x - side * col, 0, -side, y + side * 100), crs)
+    found = made(one(mask, 0, 0), geobox=geobox)
+    cut, expected = (found.to_geodataframe(name).geometry[0] for name in (edged, whole))
+    world = 2 * np.pi * 6378137
+    assert cut.is_valid and expected.is_valid
+    assert (cut.bounds[0], cut.bounds[2]) == pytest.approx((-world / 2, world / 2), abs=0.001)
+
+    def moved(part, crs):
+        """x from Greenwich on, eastwards."""
+        x_0 = MERCATORS[crs] / 360 * world
+        return shapely.transform(
+            part, lambda xy: np.column_stack([(xy[:, 0] + x_0) % world, xy[:, 1]])
+        )
+
+    joined = shapely.union_all([moved(part, edged) for part in cut.geoms], grid_size=0.01)
+    assert cut.area == pytest.approx(expected.area, rel=1e-6)
+    apart = joined.symmetric_difference(moved(expected, whole)).area
+    assert apart < 1e-5 * expected.area
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:6933", "ESRI:54009", "EPSG:8857", "EPSG:3574"])
+def test_masks_across_180_keep_their_area_on_other_maps(crs):
+    x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32660", always_xy=True).transform(180, 10)
+    geobox = GeoBox((40, 40), Affine(50, 0, x - 1000, 0, -50, y), "EPSG:32660")
+    found = made(one(np.ones((40, 40), bool), 0, 0), geobox=geobox)
+    (shape,) = found.to_geodataframe(crs).geometry
+    assert shape.is_valid
+    # Web Mercator's square metres at 10 degrees are larger by 1 / cos^2; Mollweide's is a sphere.
+    factor = 1 / np.cos(np.radians(10)) ** 2 if crs == "EPSG:3857" else 1
+    assert shape.area == pytest.approx(found.polygons.area_m2[0] * factor, rel=0.01)
+
+
+def test_a_map_without_edges_is_not_cut():
+    x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32701", always_xy=True).transform(-180, -75)
+    geobox = GeoBox((40, 40), Affine(50, 0, x - 1000, 0, -50, y), "EPSG:32701")
+    found = made(one(np.ones((40, 40), bool), 0, 0), geobox=geobox)
+    for crs in ("EPSG:3031", "EPSG:32760", "EPSG:2193"):
+        (shape,) = found.to_geodataframe(crs).geometry
+        assert shape.geom_type == "Polygon" and shape.is_valid
+        assert shape.area == pytest.approx(4e6, rel=0.05)
+
+
+def test_a_pole_on_a_map_of_edges():
+    geobox = GeoBox((400, 400), Affine(1000, 0, -200_000, 0, -1000, 200_000), "EPSG:3031")
+    found = made(one(np.ones((400, 400), bool), 0, 0), geobox=geobox)
+    with pytest.raises(UsageError, match="holds a pole, which has no place in EPSG:3034"):
+        found.to_geodataframe("EPSG:3034")  # Europe's cone goes on for ever there
+    (shape,) = found.to_geodataframe("EPSG:6933").geometry
+    assert shape.is_valid
+    assert shape.area == pytest.approx(found.polygons.area_m2[0], rel=1e-3)
+
+
 def test_around_a_pole():
     geobox = GeoBox((400, 400), Affine(1000, 0, -200_000, 0, -1000, 200_000), "EPSG:3031")
     mask = np.ones((400, 400), bool)
