@@ -233,8 +233,8 @@ def test_a_map_without_edges_is_not_cut():
 
 
 def test_a_pole_on_a_map_of_edges():
-    geobox = GeoBox((400, 400), Affine(1000, 0, -200_000, 0, -1000, 200_000), "EPSG:3031")
-    found = made(one(np.ones((400, 400), bool), 0, 0), geobox=geobox)
+    geobox = GeoBox((2000, 2000), Affine(200, 0, -200_000, 0, -200, 200_000), "EPSG:3031")
+    found = made(one(np.ones((2000, 2000), bool), 0, 0), geobox=geobox)
     with pytest.raises(UsageError, match="holds a pole, which has no place in EPSG:3034"):
         found.to_geodataframe("EPSG:3034")  # Europe's cone goes on for ever there
     (shape,) = found.to_geodataframe("EPSG:6933").geometry
