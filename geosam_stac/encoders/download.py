@@ -36,17 +36,6 @@ TOKEN_HOSTS = ("https://huggingface.co",)
 _RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-def _broken(url: str, reason: str) -> TemporaryError:
-    """One try came to nothing, another may help."""
-    return TemporaryError(
-        "cannot fetch the checkpoint",
-        href=public_url(url),
-        got=reason,
-        hint="Try again later (it goes on where it broke off), fetch it elsewhere and give "
-        "--checkpoint PATH, or try the pipeline with --checkpoint untrained",
-    )
-
-
 def public_url(url: str) -> str:
     """The URL without user, password, query and fragment: any of them may be a secret."""
     parts = urlsplit(url)
@@ -80,6 +69,23 @@ class Access:
 
 
 OPEN = Access()
+
+
+def _broken(url: str, reason: str, access: Access = OPEN) -> TemporaryError:
+    """One try came to nothing, another may help; `access` where the file has not been given yet."""
+    hint = (
+        "Try again later (it goes on where it broke off), fetch it elsewhere and give "
+        "--checkpoint PATH, or try the pipeline with --checkpoint untrained"
+    )
+    if access.licence_page is not None and access.licence is not None:
+        hint += (
+            ". Wherever it is fetched, it is given only to those who accept its licence "
+            f"({access.licence}): ask for access at {access.licence_page}"
+        )
+        hint += " and set HF_TOKEN" if access.token is None else ""
+    return TemporaryError(
+        "cannot fetch the checkpoint", href=public_url(url), got=reason, hint=hint
+    )
 
 
 def download(
@@ -264,7 +270,7 @@ def _attempt(
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
     ) as error:
-        raise _broken(url, _reason(error)) from error
+        raise _broken(url, _reason(error), access) from error
     except requests.RequestException as error:  # a malformed URL, too many redirects, ...
         raise ConfigurationError(
             f"the checkpoint cannot be asked for ({type(error).__name__})",
@@ -280,7 +286,7 @@ def _check_status(response: requests.Response, url: str, access: Access) -> None
     if status in (200, 206):
         return
     if status in _RETRY_STATUS or status >= 500:
-        error = _broken(url, f"the server answers {status} {response.reason}")
+        error = _broken(url, f"the server answers {status} {response.reason}", access)
         error.retry_after_s = retry_after_s(response.headers.get("Retry-After"))
         raise error
     if status in (401, 403) and access.licence_page is not None:

@@ -253,8 +253,9 @@ def test_always_503(server: FileServer, tmp_path: Path) -> None:
 def test_unreachable(server: FileServer, tmp_path: Path) -> None:
     entry = entry_of(server)
     server.close()
-    with pytest.raises(TemporaryError, match="cannot be reached"):
+    with pytest.raises(TemporaryError, match="cannot be reached") as caught:
         fetch(entry, cache_dir=tmp_path, retries=quick(2))
+    assert "licence" not in str(caught.value)
 
 
 @pytest.fixture
@@ -304,6 +305,24 @@ def test_gated_and_refused(
     assert "--checkpoint PATH" in text
     assert "SECRET" not in text + repr(caught.value.__cause__)
     assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("token", [None, "hf_SECRET"])
+@pytest.mark.parametrize("close", [True, False])
+def test_gated_and_unreachable(
+    server: FileServer, gated: ModelEntry, tmp_path: Path, token: str | None, close: bool
+) -> None:
+    """Who fetches the file elsewhere, as the hint says, meets the licence there."""
+    server.statuses = [503, 503]
+    if close:
+        server.close()
+    with pytest.raises(TemporaryError) as caught:
+        fetch(gated, cache_dir=tmp_path, retries=quick(2), token=token)
+    text = str(caught.value)
+    assert "accept its licence (SAM License)" in text
+    assert "ask for access at https://huggingface.co/facebook/sam3" in text
+    assert ("set HF_TOKEN" in text) == (token is None)
+    assert "SECRET" not in text
 
 
 def test_other_hosts_get_no_token(server: FileServer, tmp_path: Path) -> None:
