@@ -1,4 +1,4 @@
-"""Threads that stop together, and the bounded queues between them. Only `pipeline` uses them.
+"""Threads that stop together, and the bounded queues between them.
 
 Imports `errors` alone.
 """

@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("session", "doctor"),
     ("commit",),
     ("job", "parts"),
+    ("scene_run",),
     ("pipeline",),
     ("catalog",),
     ("store",),

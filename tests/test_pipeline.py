@@ -16,7 +16,7 @@ import torch
 from affine import Affine
 from PIL import Image
 
-from geosam_stac import pipeline
+from geosam_stac import scene_run
 from geosam_stac.budget import WRITERS
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import (
@@ -602,7 +602,7 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
     path = item_of(tmp_path, rasters.values((1, 64, 64 * 64), "uint8"))
     gate = threading.Event()
     made = []
-    real_chip = pipeline.make_chip
+    real_chip = scene_run.make_chip
 
     def make_chip(*args, **kwargs):
         made.append(1)
@@ -615,7 +615,7 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
 
     real = _LocalBackend._write
     monkeypatch.setattr(_LocalBackend, "_write", put)
-    monkeypatch.setattr(pipeline, "make_chip", make_chip)
+    monkeypatch.setattr(scene_run, "make_chip", make_chip)
     seen = []
 
     def watch():

@@ -20,7 +20,7 @@ import statistics
 from dataclasses import dataclass
 
 # Chips between the reader and the store when a worker goes: two batches of pixels, one on the
-# device, eight features that wait for a writer (pipeline.py), at a batch of 8.
+# device, eight features that wait for a writer (scene_run.py), at a batch of 8.
 IN_FLIGHT_CHIPS = 32
 
 
