@@ -120,7 +120,8 @@ class Journal:
     def _drop(self, marks: set[str]) -> None:
         there = self._store.keys(self._layout.journal)
         stay = {key for key in there if key.endswith(_MARK)} - marks
-        if there and not stay:
+        # Of a run that was killed right here the empty folder may be left.
+        if not stay and (there or self._store.is_local):
             self._store.delete_tree(self._layout.journal)
         for key in there if stay else ():
             if key not in stay:

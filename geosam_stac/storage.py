@@ -81,8 +81,9 @@ class Store:
     def put(self, key: str, data: bytes) -> None:
         """Write an object, whole or not at all; an older one of this key is replaced.
 
-        Local: a hidden temporary file beside it, flushed to disk, then renamed. Object stores: one
-        request, or a multipart upload that the driver aborts when it fails.
+        Local: a file that has no name, flushed to disk, then named and renamed; a hidden temporary
+        one beside it where the file system knows no such files. Object stores: one request, or a
+        multipart upload that the driver aborts when it fails.
 
         Raises StorageError when it cannot be written (no such bucket, access denied, read-only,
         full, over quota), ConfigurationError without credentials, TemporaryError on network
@@ -241,28 +242,29 @@ class _LocalBackend:
         return str(self.root / key)
 
     def put(self, key: str, data: bytes) -> None:
-        self._write(key, data, Path.replace)
+        self._write(key, data, is_new=False)
 
     def create(self, key: str, data: bytes) -> bool:
         if os.path.lexists(self.root / key):
             return False
         try:
-            self._write(key, data, _link)
+            self._write(key, data, is_new=True)
         except FileExistsError:
             if not (self.root / key).is_file():
                 raise
             return False
         return True
 
-    def _write(self, key: str, data: bytes, name: Callable[[Path, Path], object]) -> None:
-        """Write a hidden file, which `name` then gives its own name."""
+    def _write(self, key: str, data: bytes, *, is_new: bool) -> None:
+        """Write a file under its own name when it is whole; `is_new`: if the name is free."""
         target = self.root / key
         new = [folder for folder in target.parents if not folder.exists()]
         temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_durably(temporary, data)
-            name(temporary, target)
+            if not (is_new and _write_unnamed(target, data)):
+                _write_durably(temporary, data)
+                (_link if is_new else Path.replace)(temporary, target)
         except BaseException:  # a signal too must leave nothing half-written behind
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -477,7 +479,35 @@ def _checked(key: str) -> str:
     return key
 
 
+def _write_unnamed(path: Path, data: bytes) -> bool:
+    """Write a new file that gets its name when it is whole; False where that cannot be done.
+
+    It goes with a process that is killed, where a hidden file would stay. FileExistsError where
+    the name is taken.
+    """
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:  # NFS and FAT have none; what else is wrong a file with a name meets as well
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+        try:
+            # As open(2) says; with a descriptor given Python follows the link to the file itself.
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
+        except FileExistsError:
+            raise
+        except OSError:  # no /proc, no hard links
+            return False
+    return True
+
+
 def _write_durably(path: Path, data: bytes) -> None:
+    if _write_unnamed(path, data):
+        return
     # Not tempfile: it creates files of mode 0600, which other users' tools cannot read.
     descriptor = os.open(
         path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666

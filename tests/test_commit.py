@@ -37,9 +37,9 @@ def test_order_and_checksums(tmp_path, source, monkeypatch):
     puts: dict[str, bytes] = {}
     real = _LocalBackend._write
 
-    def put(self, key, data, name):
+    def put(self, key, data, **how):
         puts[key] = data
-        real(self, key, data, name)
+        real(self, key, data, **how)
 
     monkeypatch.setattr(_LocalBackend, "_write", put)
     result = encode(tmp_path, source)

@@ -702,6 +702,12 @@ class TestResume:
         assert not (broken / "journal").exists()
         assert any("from an earlier run" in getattr(event, "message", "") for event in events)
 
+    def test_the_folder_of_a_record_that_was_just_deleted_goes_too(self, run, item, broken):
+        run(item)
+        (broken / "journal").mkdir()  # killed between its files and itself
+        assert run(item).chips_encoded == 0
+        assert not (broken / "journal").exists()
+
     @pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted"])
     def test_an_object_that_is_not_as_recorded_is_encoded_again(
         self, run, item, broken, clean, damage

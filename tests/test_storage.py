@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,7 +84,7 @@ def test_a_create_whose_answer_was_lost_knows_its_own_object(tmp_path, monkeypat
 
 
 def test_a_file_is_created_where_there_are_no_hard_links(tmp_path, monkeypatch):
-    def link(source, target):
+    def link(source, target, **_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
@@ -153,6 +156,41 @@ def test_a_rename_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         Store(str(tmp_path)).put("a", b"new")
     assert _names(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from geosam_stac.storage import Store
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+data = [] if sys.argv[2] == "check_writable" else ["a", b"new"]
+getattr(Store(sys.argv[1]), sys.argv[2])(*data)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="there are no files without a name")
+@pytest.mark.parametrize("operation", ["put", "create", "check_writable"])
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing(tmp_path, operation):
+    argv = [sys.executable, "-c", KILLED, str(tmp_path), operation]
+    assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+    assert _names(tmp_path) == []
+
+
+def test_a_file_system_that_knows_no_files_without_a_name(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuse(path, flags, mode=0o777):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return real(path, flags, mode)
+
+    if hasattr(os, "O_TMPFILE"):
+        monkeypatch.setattr(storage.os, "open", refuse)
+    store = Store(str(tmp_path))
+    assert [store.create("a", b"1"), store.create("a", b"2")] == [True, False]
+    store.put("b", b"3")
+    store.put("b", b"4")
+    assert (store.get("a"), store.get("b")) == (b"1", b"4")
+    assert _names(tmp_path) == ["a", "b"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
