@@ -4,7 +4,7 @@ odc-loader's own driver opens a file anew for each band of each window. So a fil
 interleaved is fetched and decoded once a band, and every window costs an open, which in rasterio
 1.4 holds the interpreter for as long as the network takes. Here a file stays open between windows,
 and the bands that are wanted of it are read in one go: each of its blocks is decoded once.
-Knows nothing of scenes; `cube` alone uses it.
+Knows nothing of scenes; `odc_loading` alone reads with it.
 """
 
 from __future__ import annotations

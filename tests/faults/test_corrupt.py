@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from geosam_stac.cube import KeptDriver
 from geosam_stac.errors import DataError, GeosamStacError
+from geosam_stac.kept_files import KeptDriver
 from geosam_stac.pipeline import encode_scene
 from tests import rasters
 from tests.fakes import fake_session
