@@ -195,7 +195,8 @@ class Reading:
         return window.height * window.width * (self._cube.band_count + 1)
 
     def _load(self, window: Window) -> None:
-        source = self._sources.pop(window, None)
+        with self._changed:  # other threads add up what these take
+            source = self._sources.pop(window, None)
         if source is None:
             data, valid = self._cube.read(window)
         else:

@@ -145,6 +145,36 @@ def test_a_scan_sees_each_pixel_once_and_keeps_what_fits(tmp_path, fits):
         assert (pixels == np.minimum(part, 255)).all()
 
 
+def test_a_kept_source_is_not_taken_while_they_are_counted(tmp_path):
+    """It ended runs of the default value range: "dictionary changed size during iteration"."""
+    scene = scene_of(write_tif(tmp_path / "a.tif", values((3, 64, 1000)), blocksize=32))
+    reading, _, _ = reading_of(scene)
+    estimator = RangeEstimator(ValueRange.parse("auto"), shape=(64, 1000), bands=3)
+    reading.begin_scan()
+    reading.scan(estimator, threading.Event(), lambda: None)
+    reading.begin((0.0, 255.0), Thumbnail((64, 1000)))
+    last, *_, first = reading._todo
+    other = threading.Thread(target=lambda: reading._load(first[0]))
+
+    class Slow:
+        """Pixels whose size another thread does not wait for."""
+
+        @property
+        def nbytes(self):
+            other.start()
+            other.join(0.2)
+            return 1
+
+    kept = reading._sources[first[0]]
+    reading._sources = {None: (Slow(), None), **reading._sources}
+    reading._loading.add(first[0])
+    with reading._changed:
+        assert reading._may_load(last[0], 1)
+    other.join()
+    assert first[0] not in reading._sources
+    assert (reading._tiles[first[0]].pixels == np.minimum(kept[0], 255)).all()
+
+
 def test_threads_leave_when_they_are_to_stop(tmp_path):
     scene = scene_of(write_tif(tmp_path / "a.tif", values((3, 200, 260), "uint8")))
     reading, _, _ = reading_of(scene)
