@@ -21,9 +21,11 @@ WRITERS = (4, 8)
 # block alone GDAL asks for more than its bytes), more saves none: two blocks of 1024 px, as wide as
 # tiles are (`windows.WIDE_PX`).
 LEAST_AREA_PX, MOST_AREA_PX = 1 << 18, 1 << 21
-# A tile is loaded into 18 bytes a pixel at the most common: three bands of uint16, those again as
-# odc-stac hands them over, and what GDAL takes; then its uint8 and its masks, but one copy less.
-READER_BYTES_PER_PX = 18
+# A tile is loaded into three times its bytes: those, the same again as odc-stac hands them over,
+# and what GDAL takes; then its uint8 and its masks, but one copy less. Most are of three bands of
+# uint16.
+LOADING_COPIES = 3
+READER_BYTES_PER_PX = LOADING_COPIES * 3 * 2
 # Of --max-memory, in pixels for each byte.
 READS_OF_TOTAL = 4_250_000 / 1e9
 # Of --max-memory: tiles that are read ahead, as uint8; tiles while they are loaded; chips that wait
@@ -39,13 +41,16 @@ SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 4}
 class Budget:
     """Threads, sizes and queues of one run.
 
-    `tile_area_px`: pixels that are read at once. `tiles_bytes`: beyond these nothing is read ahead.
-    `scan_bytes`: up to these a scan keeps the scene. `chips_queue`, `features_queue`: entries.
+    `tile_area_px`: pixels that are read at once, where the file's blocks allow it. `loading_bytes`:
+    what several tiles may take together while they are loaded. `tiles_bytes`: beyond these nothing
+    is read ahead. `scan_bytes`: up to these a scan keeps the scene. `chips_queue`,
+    `features_queue`: entries.
     """
 
     readers: int
     writers: int
     tile_area_px: int
+    loading_bytes: float
     tiles_bytes: float
     scan_bytes: float
     chips_queue: int
@@ -86,6 +91,7 @@ def share_out(
         ),
         writers=min(max(WRITERS[0], processors), WRITERS[1]),
         tile_area_px=area_px,
+        loading_bytes=LOADING * total,
         tiles_bytes=TILES * total,
         scan_bytes=SCAN * total,
         chips_queue=max(2, min(QUEUED_BATCHES * batch_size, int(CHIPS * total / chip_bytes))),

@@ -8,15 +8,16 @@ themselves are the pipeline's.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geosam_stac.budget import Budget
+from geosam_stac.budget import LOADING_COPIES, Budget
 from geosam_stac.crew import POLL_S, Stopped
 from geosam_stac.cube import CubeReader
 from geosam_stac.radiometry import RangeEstimator, to_rgb8, widen
@@ -67,6 +68,7 @@ class Reading:
         self._thumbnail: Thumbnail | None = None
         self._sources: dict[Window, _Source] = {}
         self._tiles: dict[Window, Tile] = {}
+        self._loading_bytes = 0
         self._changed = threading.Condition()
 
     # The scan
@@ -98,15 +100,36 @@ class Reading:
                 window = next(self._to_scan, None)
             if window is None:
                 return
-            if stop.is_set():
-                raise Stopped
-            with self._stage.busy():
+            with self._room(window, stop), self._stage.busy():
                 data, valid = self._cube.read(window)
                 estimator.update(data, valid, row_off=window.row_off, col_off=window.col_off)
                 if self.fits:
                     packed = None if valid.all() else np.packbits(valid)
                     self._sources[window] = (data, packed)
             done()
+
+    @contextlib.contextmanager
+    def _room(self, window: Window, stop: threading.Event) -> Iterator[None]:
+        """A tile is loaded inside: one always may be, more at once while the budget allows it.
+
+        A file's blocks may be much larger than what the number of threads is made for.
+        """
+        pixels = window.height * window.width
+        size = LOADING_COPIES * pixels * self._cube.band_count * self._cube.dtype.itemsize
+        with self._changed:
+            while self._loading_bytes and self._loading_bytes + size > self._budget.loading_bytes:
+                if stop.is_set():
+                    raise Stopped
+                self._changed.wait(POLL_S)
+            if stop.is_set():
+                raise Stopped
+            self._loading_bytes += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loading_bytes -= size
+                self._changed.notify_all()
 
     # The blocks
 
@@ -147,7 +170,7 @@ class Reading:
                 take(self._block(job))
                 self._free(job)
             else:
-                with self._stage.busy():
+                with self._room(job, stop), self._stage.busy():
                     self._load(job)
 
     def _next(self, stop: threading.Event) -> Window | int | None:
@@ -180,7 +203,7 @@ class Reading:
         if block > self._next_block + max(AHEAD, self._stage.threads // 2):
             return False
         # Not what blocks share, which a wide scene has more of: then it would be read by fewer
-        # threads. Nor what a tile takes while it is loaded: the number of threads bounds that.
+        # threads. Nor what a tile takes while it is loaded: `_room` bounds that.
         ahead = [
             each
             for each in (*self._tiles, *self._loading, window)

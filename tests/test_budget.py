@@ -35,7 +35,8 @@ CHIP, FEATURE = 3 << 20, 8 << 20
 def test_what_is_held_at_once_stays_within_it(max_memory, processors, batch_size):
     config = EncodeConfig(max_memory=max_memory)
     budget = share_out(config, SAM2, batch_size=batch_size, processors=processors)
-    held = budget.tiles_bytes + budget.readers * budget.tile_area_px * 18
+    assert budget.readers * budget.tile_area_px * 18 <= budget.loading_bytes
+    held = budget.tiles_bytes + budget.loading_bytes
     held += budget.chips_queue * CHIP + budget.features_queue * FEATURE
     assert held <= max_memory * 1e9
     assert budget.scan_bytes < max_memory * 1e9

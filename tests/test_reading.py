@@ -27,6 +27,7 @@ BUDGET = Budget(
     readers=4,
     writers=1,
     tile_area_px=64 * 64,
+    loading_bytes=1e9,
     tiles_bytes=1e9,
     scan_bytes=1e9,
     chips_queue=1,
@@ -120,6 +121,37 @@ def test_what_the_blocks_share_does_not_stop_reading_ahead(tmp_path):
     assert reading._may_load(later[0], 41)
     reading._loading.add(later[0])
     assert not reading._may_load(later[1], 41)
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), [(1, "uint16"), (2, "uint16"), (2, "float64")])
+def test_tiles_that_are_loaded_at_once_stay_within_the_budget(tmp_path, monkeypatch, tiles, dtype):
+    """Blocks of 4096 px and wide types took more than all of --max-memory."""
+    data = values((3, 200, 260), dtype)
+    scene = scene_of(write_tif(tmp_path / "a.tif", data, blocksize=32))
+    budget = dataclasses.replace(BUDGET, loading_bytes=tiles * 64 * 64 * 18)
+    reading, _, refs = reading_of(scene, budget)
+    real, at_once, most = CubeReader.read, [], []
+    lock, others = threading.Lock(), threading.Event()
+
+    def read(self, window):
+        with lock:
+            at_once.append(window)
+            most.append(sum(each.height * each.width for each in at_once))
+        others.wait(0.02)  # for those that should not come
+        try:
+            return real(self, window)
+        finally:
+            with lock:
+                at_once.remove(window)
+
+    monkeypatch.setattr(CubeReader, "read", read)
+    estimator = RangeEstimator(ValueRange.parse("auto"), shape=(200, 260), bands=3)
+    reading.begin_scan()
+    run(lambda stop: reading.scan(estimator, stop, lambda: None))
+    reading._sources.clear()  # read again
+    assert [block.ref for block in read_all(reading, scene, (0.0, 255.0))] == refs
+    allowed = 1 if dtype == "float64" else tiles
+    assert max(most) <= allowed * 64 * 64
 
 
 @pytest.mark.parametrize("fits", [True, False])
