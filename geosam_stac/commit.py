@@ -22,7 +22,7 @@ from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.features import FORMATS
 from geosam_stac.grid import chip_refs
-from geosam_stac.journal import Journal
+from geosam_stac.journal import Journal, missing_chips
 from geosam_stac.layout import Layout
 from geosam_stac.session import Session
 from geosam_stac.storage import Store
@@ -146,7 +146,8 @@ def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> Committ
     Raises
     ------
     TemporaryError
-        A run with --overwrite has begun meanwhile: nothing of this one stands for the scene.
+        A run with --overwrite has begun meanwhile: nothing of this one stands for the scene. Or
+        features have been deleted: an Item would name what is not there.
     """
     layout, crs = outcome.layout, _crs(outcome.scene)
     created = datetime.now(UTC)
@@ -211,6 +212,13 @@ def commit(outcome: Outcome, store: VersionedStore, journal: Journal) -> Committ
         created=created,
         model_href=outcome.machine.model_href,
     )
+    if gone := missing_chips(store, layout, [row.ref.chip_id for row in outcome.rows]):
+        raise TemporaryError(
+            f"{len(gone):,} of {len(outcome.rows):,} features were deleted meanwhile",
+            item=outcome.scene.id,
+            href=store.href(layout.feature(gone[0])),
+            hint="Run it again: what is still there is not encoded twice",
+        )
     document = items.to_bytes(item)
     if not store.put_if(layout.item, document, None):
         first = read_commit(store, layout, outcome.scene)

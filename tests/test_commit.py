@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from geosam_stac.commit import read_commit
-from geosam_stac.errors import DataError
+from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.layout import Layout
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.storage import Store, _LocalBackend
-from tests import rasters, stac_schemas
+from tests import fakes, rasters, stac_schemas
 from tests.fakes import fake_session
 
 pytestmark = pytest.mark.usefixtures("fake_model")
@@ -31,6 +31,25 @@ def source(tmp_path):
 def encode(tmp_path, source, **options):
     with fake_session(tmp_path, stride=64, **options) as session:
         return encode_scene(session, session.scene(source), session.config)
+
+
+def test_features_that_were_deleted_meanwhile_have_no_item(tmp_path, source, monkeypatch):
+    real = Store.put
+
+    def put(self, key, data):  # of the last object before the Item
+        real(self, key, data)
+        if key.endswith("run.json"):
+            next((tmp_path / "out").rglob("*.pt")).unlink()
+
+    monkeypatch.setattr(Store, "put", put)
+    with pytest.raises(TemporaryError, match="1 of 3 features were deleted") as caught:
+        encode(tmp_path, source)
+    assert caught.value.item == "scene-1"
+    assert not list((tmp_path / "out").glob("*/scene*.json"))
+    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        fakes.install(patch)
+        assert encode(tmp_path, source).chips_encoded == 1
 
 
 def test_order_and_checksums(tmp_path, source, monkeypatch):
