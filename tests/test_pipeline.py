@@ -474,11 +474,11 @@ class TestFailures:
     def test_writer(self, tmp_path, run, big, monkeypatch, fake_model):
         puts = []
 
-        def put(self, key, data, name):
+        def put(self, key, data, **how):
             puts.append(key)
             if len(puts) == 10:
                 raise StorageError("writing failed: the disk is full", href=self.href(key))
-            return real(self, key, data, name)
+            return real(self, key, data, **how)
 
         real = _LocalBackend._write
         monkeypatch.setattr(_LocalBackend, "_write", put)
@@ -492,10 +492,10 @@ class TestFailures:
 
     @pytest.mark.parametrize("last", ["manifest.parquet", "thumbnail.png", "run.json", "_.json"])
     def test_the_last_files(self, tmp_path, run, item, monkeypatch, last):
-        def put(self, key, data, name):
+        def put(self, key, data, **how):
             if key.endswith(last if last != "_.json" else f"/{key.partition('/')[0]}.json"):
                 raise StorageError("writing failed: the disk is full", href=self.href(key))
-            return real(self, key, data, name)
+            return real(self, key, data, **how)
 
         real = _LocalBackend._write
         monkeypatch.setattr(_LocalBackend, "_write", put)
@@ -530,11 +530,11 @@ class TestFailures:
         """The writer's error makes the others stop; what they say then is no news."""
         failed = threading.Event()
 
-        def put(self, key, data, name):
+        def put(self, key, data, **how):
             if key.endswith(".pt"):
                 failed.set()
                 raise StorageError("the first")
-            return real(self, key, data, name)
+            return real(self, key, data, **how)
 
         def before(count):
             if failed.wait(0.01):
@@ -570,7 +570,7 @@ class TestFailures:
     ):
         stuck = threading.Event()
 
-        def put(self, key, data, name):
+        def put(self, key, data, **how):
             stuck.wait(30)
 
         monkeypatch.setattr("geosam_stac.crew.STOP_S", 0.3)
@@ -608,10 +608,10 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
         made.append(1)
         return real_chip(*args, **kwargs)
 
-    def put(self, key, data, name):
+    def put(self, key, data, **how):
         if key.endswith(".pt"):
             gate.wait(10)
-        return real(self, key, data, name)
+        return real(self, key, data, **how)
 
     real = _LocalBackend._write
     monkeypatch.setattr(_LocalBackend, "_write", put)

@@ -409,7 +409,7 @@ class TestSeveralItems:
     def test_what_fails_every_item_ends_the_run(self, cli, fake, tmp_path, monkeypatch):
         from geosam_stac.errors import StorageError
 
-        def put(self, key, data, name):
+        def put(self, key, data, **how):
             raise StorageError("writing failed: the disk is full")
 
         monkeypatch.setattr(_LocalBackend, "_write", put)

@@ -54,6 +54,7 @@ class _Watch:
             for name in CHANGES:
                 setattr(backend, name, self._watched(name, getattr(backend, name)))
         storage._write_durably = self._written(storage._write_durably)
+        storage._write_unnamed = self._unnamed(storage._write_unnamed)
 
     def _watched(self, name: str, call: Callable[..., object]) -> Callable[..., object]:
         def change(backend: object, key: str, *rest: object) -> object:
@@ -92,6 +93,15 @@ class _Watch:
                 self._send()
 
         return written
+
+    def _unnamed(self, write: Callable[[Path, bytes], bool]) -> Callable[[Path, bytes], bool]:
+        """A signal in the midst finds a named file: one without a name leaves no trace to test."""
+
+        def unnamed(path: Path, data: bytes) -> bool:
+            phase = getattr(self._mine, "phase", None)
+            return phase not in ("half", "unnamed") and write(path, data)
+
+        return unnamed
 
     def _send(self) -> None:
         assert self._point is not None
