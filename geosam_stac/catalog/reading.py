@@ -9,7 +9,7 @@ from geosam_stac import hrefs
 from geosam_stac.catalog.members import Document, absolute, canonical, is_feature_item, link
 from geosam_stac.errors import DataError
 from geosam_stac.retry import Retries
-from geosam_stac.sources.itemfiles import read_source
+from geosam_stac.sources.content import read_source
 from geosam_stac.storage import read_bytes
 
 

@@ -7,37 +7,26 @@ object stores are read through the functions that are handed in.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import itertools
 import json
-import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pystac
-import requests
 
-from geosam_stac.errors import DataError, GeosamStacError, TemporaryError, UsageError
+from geosam_stac.errors import DataError, GeosamStacError
 from geosam_stac.events import Notice, Sink, ignore
 from geosam_stac.hrefs import absolute, find_secret, is_local, to_local_path, unsigned
-from geosam_stac.retry import ONCE, Retries
+from geosam_stac.retry import Retries
+from geosam_stac.sources.content import ReadBytes, head, opened
 from geosam_stac.sources.geoparquet import PARQUET_MAGIC, parquet_documents
 from geosam_stac.sources.hosts import Hosts
-from geosam_stac.sources.http import RETRY_STATUS, http_session, not_now
 from geosam_stac.sources.items import ReadText, parse_item, read_item
-
-ReadBytes = Callable[[str], bytes]
+from geosam_stac.sources.json_documents import json_documents
 
 FAILED_MEMBER = "geosam:failed"
-CHUNK_BYTES = 1 << 20
-
-_HREF_LINE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+|\S+\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +87,7 @@ def read_items(
         The server did not answer.
     """
     hosts, retries = hosts or Hosts(source), retries or Retries()
-    with _opened(source, read_bytes, hosts, retries) as stream:
+    with opened(source, read_bytes, hosts, retries) as stream:
         base = _place(source)
         reader = _Reader(
             name=unsigned(source),
@@ -109,18 +98,12 @@ def read_items(
             hosts=hosts,
         )
         documents: Iterator[tuple[str, Any]]
-        if _head(stream, len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+        if head(stream, len(PARQUET_MAGIC)) == PARQUET_MAGIC:
             documents = parquet_documents(stream, reader.name)
         else:
-            documents = _json_documents(_lines(stream, reader.name), reader.name)
+            documents = json_documents(stream, reader.name)
         for where, document in documents:
             yield from reader.found(document, where)
-
-
-def read_source(source: str, *, read_bytes: ReadBytes, retries: Retries | None = None) -> bytes:
-    """Content of a local file, http(s) or object-store URL; raises as `read_items`."""
-    with _opened(source, read_bytes, Hosts(source), retries or Retries()) as stream:
-        return stream.read()
 
 
 def failed_line(
@@ -346,162 +329,7 @@ def _make_assets_absolute(document: dict[str, Any], base: str) -> None:
     }
 
 
-# Opening
-
-
 def _place(source: str) -> str | None:
     if source == "-":
         return None
     return str(to_local_path(source).resolve()) if is_local(source) else source
-
-
-@contextlib.contextmanager
-def _opened(
-    source: str, read_bytes: ReadBytes, hosts: Hosts, retries: Retries
-) -> Iterator[BinaryIO]:
-    if source == "-":
-        # Not closed: standard input is not ours.
-        yield sys.stdin.buffer
-        return
-    if source.lower().startswith(("http://", "https://")):
-        with tempfile.TemporaryFile() as file:
-            _download(source, cast(BinaryIO, file), hosts, retries)
-            file.seek(0)
-            yield cast(BinaryIO, file)
-    elif is_local(source):
-        path = to_local_path(source)
-        try:
-            local = path.open("rb")
-        except FileNotFoundError as error:
-            raise DataError(
-                "no such file", href=str(path), hint="Check the path to --items"
-            ) from error
-        except IsADirectoryError as error:
-            raise DataError(
-                "this is a folder, not a file of Items", href=str(path), hint="Name the file in it"
-            ) from error
-        except OSError as error:
-            raise DataError(f"the file cannot be read: {error.strerror}", href=str(path)) from error
-        with local:
-            yield local
-    else:
-        yield cast(BinaryIO, io.BufferedReader(io.BytesIO(read_bytes(source))))
-
-
-def _head(stream: BinaryIO, count: int) -> bytes:
-    """The first bytes, which stay to be read."""
-    return cast(io.BufferedReader, stream).peek(count)[:count]
-
-
-def _download(url: str, file: BinaryIO, hosts: Hosts, retries: Retries) -> None:
-    timeout_s = retries.policy.http_timeout_s
-    retries.run("items", lambda _: _download_once(url, file, hosts, timeout_s))
-
-
-def _download_once(url: str, file: BinaryIO, hosts: Hosts, timeout_s: tuple[float, float]) -> None:
-    """One request; what came of an earlier one is dropped: its body may be cut off."""
-    href = unsigned(url)
-    file.seek(0)
-    file.truncate()
-    with http_session(hosts, Retries(ONCE), "items") as session:
-        try:
-            with session.get(url, timeout=timeout_s, stream=True) as response:
-                _check_status(response, href)
-                for chunk in response.iter_content(CHUNK_BYTES):
-                    file.write(chunk)
-        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
-            raise UsageError("not a valid URL", href=href) from error
-        except requests.RequestException as error:
-            raise TemporaryError(
-                f"the server did not answer ({type(error).__name__})",
-                href=href,
-                hint="Try again; check the host name and the network",
-            ) from error
-
-
-def _check_status(response: requests.Response, href: str) -> None:
-    if response.ok:
-        return
-    status = f"HTTP {response.status_code}"
-    if response.status_code in RETRY_STATUS or response.status_code >= 500:
-        raise not_now(response, href)
-    denied = response.status_code in (401, 403)
-    hint = "The server asks for credentials or a signature" if denied else None
-    raise DataError("the Items cannot be had", href=href, got=status, hint=hint)
-
-
-# JSON
-
-
-def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank; UTF-8 with or without BOM, or UTF-16 with one."""
-    head = _head(stream, 2)
-    # PowerShell's ">" writes UTF-16.
-    encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = io.TextIOWrapper(stream, encoding=encoding)
-    try:
-        for number, line in enumerate(text, start=1):
-            # \x1e: the record separator of GeoJSON text sequences (RFC 8142).
-            if line := line.strip(" \t\r\n\x1e"):
-                yield number, line
-    except UnicodeDecodeError as error:
-        raise _not_items(name, f"bytes that are no {error.encoding}") from error
-    finally:
-        with contextlib.suppress(ValueError):  # the file is closed: nobody reads to its end
-            text.detach()  # else the wrapper closes standard input
-
-
-def _json_documents(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, Any]]:
-    """Documents, or the errors in their place, with the names of their places."""
-    head = list(itertools.islice(lines, 2))
-    if not head:
-        return
-    rest = itertools.chain(head, lines)
-    first = _parsed(head[0][1])
-    # ndjson whose first line is broken: the second is an Item all the same. In a document over
-    # many lines none of the first two is one.
-    broken_first = first is None and len(head) > 1 and isinstance(_parsed(head[1][1]), dict)
-    if first is None and not broken_first:
-        yield from _long_documents("\n".join(line for _, line in rest), name)
-        return
-    many = len(head) > 1
-    for number, line in rest:
-        document = _parsed(line)
-        if document is None:
-            document = DataError(
-                "not a STAC Item: this is not JSON", href=name, got=repr(line[:80])
-            )
-        yield (f"line {number}" if many else ""), document
-
-
-def _parsed(line: str) -> Any:
-    """A line's JSON object or list, `{"href": ...}` of a bare href, else None."""
-    try:
-        document = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        return {"href": line} if _HREF_LINE.fullmatch(line) else None
-    return document if isinstance(document, dict | list) else None
-
-
-def _long_documents(text: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Documents over many lines, one after the other (as from `cat *.json`)."""
-    decoder = json.JSONDecoder()
-    position = 0
-    while position < len(text):
-        try:
-            document, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            markup = " but HTML or XML" if text.startswith("<") else ""
-            raise _not_items(name, f"no JSON{markup}: {error}") from error
-        yield "", document
-        while position < len(text) and text[position] in " \t\r\n\x1e,":
-            position += 1
-
-
-def _not_items(name: str, got: str) -> DataError:
-    return DataError(
-        "this is no file of STAC Items",
-        href=name,
-        expected="a FeatureCollection, Items, ndjson or stac-geoparquet",
-        got=got,
-    )

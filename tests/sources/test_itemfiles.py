@@ -1,4 +1,4 @@
-"""sources.itemfiles and sources.geoparquet: every shape that a file of Items comes in."""
+"""sources.itemfiles, content, json_documents, geoparquet: each shape that a file of Items has."""
 
 from __future__ import annotations
 
