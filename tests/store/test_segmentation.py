@@ -226,7 +226,7 @@ def test_a_map_without_edges_is_not_cut():
     x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32701", always_xy=True).transform(-180, -75)
     geobox = GeoBox((40, 40), Affine(50, 0, x - 1000, 0, -50, y), "EPSG:32701")
     found = made(one(np.ones((40, 40), bool), 0, 0), geobox=geobox)
-    for crs in ("EPSG:3031", "EPSG:32760", "EPSG:2193"):
+    for crs in ("EPSG:3031", "EPSG:6932", "EPSG:32761", "EPSG:32760", "EPSG:2193"):
         (shape,) = found.to_geodataframe(crs).geometry
         assert shape.geom_type == "Polygon" and shape.is_valid
         assert shape.area == pytest.approx(4e6, rel=0.05)
