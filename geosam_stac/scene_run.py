@@ -92,11 +92,11 @@ class SceneRun:
         self.session.sink(
             SceneStarted(scene_id=self.scene.id, item_id=self.layout.item_id, chips=len(self.chips))
         )
-        limits = self._value_range()
-        if self.config.overwrite:  # not sooner: what fails by now has cost nothing
-            self._clear()
-        self._find_done()
         try:
+            limits = self._value_range()
+            if self.config.overwrite:  # not sooner: what fails by now has cost nothing
+                self._clear()
+            self._find_done()
             self._stream(limits)
         finally:
             self.cube.close()
@@ -182,6 +182,7 @@ class SceneRun:
             wanted, shape=self.thumbnail.scene_shape, bands=self.cube.band_count
         )
         crew = Crew()
+        self.session.retries.stop = crew.stop
         counts = itertools.count(1)
         total = self.reading.begin_scan()
 

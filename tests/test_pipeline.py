@@ -16,7 +16,7 @@ import torch
 from affine import Affine
 from PIL import Image
 
-from geosam_stac import scene_run
+from geosam_stac import band_groups, scene_run
 from geosam_stac.budget import WRITERS
 from geosam_stac.config import EncodeConfig
 from geosam_stac.errors import (
@@ -30,6 +30,7 @@ from geosam_stac.errors import (
 )
 from geosam_stac.events import ChipDone, Notice, SceneFinished, SceneStarted
 from geosam_stac.features import from_pt, read
+from geosam_stac.kept_files import KeptFiles
 from geosam_stac.pipeline import encode_scene
 from geosam_stac.storage import Store, _LocalBackend
 from tests import rasters
@@ -763,3 +764,24 @@ def test_only_the_published_weights_are_derived_from(run, item):
 def test_the_manifest_names_the_raster(run, item):
     manifest = manifest_of(run(item))
     assert set(manifest.source_path) == {str(item.with_suffix(".tif"))}
+
+
+def test_a_scan_that_fails_stops_reads_that_are_tried_again(tmp_path, run, monkeypatch):
+    """They went on for minutes, beside the next scene; and the files stayed open."""
+    wide = item_of(tmp_path, rasters.values((3, 64, 4200)))  # three tiles
+    trying, closed = threading.Event(), []
+
+    def load(sources, window, *of_the_scene, fresh):
+        if window.col_off == 0:
+            assert trying.wait(TIMEOUT_S)
+            raise DataError("the first tile is damaged")
+        trying.set()
+        error = TemporaryError("no answer")
+        error.retry_after_s = 60.0
+        raise error
+
+    monkeypatch.setattr(band_groups, "load", load)
+    monkeypatch.setattr(KeptFiles, "close", lambda files: closed.append(files))
+    with pytest.raises(DataError, match="damaged"):  # `run` sees that no thread is left
+        run(wide)
+    assert closed
