@@ -781,7 +781,11 @@ def test_a_scan_that_fails_stops_reads_that_are_tried_again(tmp_path, run, monke
         raise error
 
     monkeypatch.setattr(band_groups, "load", load)
-    monkeypatch.setattr(KeptFiles, "close", lambda files: closed.append(files))
+
+    def close(files):
+        closed.append(files)
+
+    monkeypatch.setattr(KeptFiles, "close", close)
     with pytest.raises(DataError, match="damaged"):  # `run` sees that no thread is left
         run(wide)
     assert closed

@@ -42,9 +42,9 @@ def finalize_scene(
     layout = _layout(scene, config, item_id)
     if scene.items:
         config = session.in_force(scene.items[0], config)
+    journal = Journal(store, layout)
     item = read_commit(store, layout, scene)
     if item is None:
-        journal = Journal(store, layout)
         grid = chip_grid(scene, config, session.entry)
         try:
             if gone := missing(store, layout, parts):
@@ -62,7 +62,8 @@ def finalize_scene(
                 raise
         else:
             item = commit(outcome, store, journal).item
-    store.delete_tree(layout.journal)
+            journal.drop()
+    journal.drop_records()
     drop(store, layout)
     return item, store.href(layout.item)
 

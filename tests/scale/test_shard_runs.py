@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 
 from geosam_stac.errors import DataError, TemporaryError, UsageError
+from geosam_stac.journal import Journal
+from geosam_stac.layout import Layout, layer_name
 from geosam_stac.pipeline import encode_part, encode_scene
+from geosam_stac.scale import finalize as finalize_module
 from geosam_stac.scale.finalize import finalize_scene
 from geosam_stac.scale.kubernetes import JobSpec, documents
+from geosam_stac.storage import Store
 from geosam_stac.types import Part
 from tests import rasters
 from tests.cli.conftest import make_item
@@ -291,6 +295,36 @@ def test_parts_make_the_whole(tmp_path, scene_item, fake_model, count):
         _, again = finalize_scene(session, source, session.config, item_id=item_id, parts=count)
         assert again == href
     assert_same(contents(tmp_path / "out"), expected)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_finalizer_leaves_the_mark_of_a_run_that_replaces_all(
+    tmp_path, scene_item, fake_model, monkeypatch, was_there
+):
+    """One with --overwrite that begins while it ends: others hear of it by its mark."""
+    with fake_session(tmp_path) as session:
+        scene = session.scene(str(scene_item))
+        item_id = _encode_parts(session, scene, 2)
+        store = Store(str(tmp_path / "out"))
+        layout = Layout(item_id=item_id, layer=layer_name(scene.id))
+
+        def finalize():
+            finalize_scene(session, scene.items[0], session.config, item_id=item_id, parts=2)
+
+        def begin(*arguments):
+            done = real(*arguments)
+            marks.append(Journal(store, layout).mark_overwrite())
+            return done
+
+        marks: list[str] = []
+        if was_there:
+            finalize()
+        name = "read_commit" if was_there else "commit"
+        real = getattr(finalize_module, name)
+        monkeypatch.setattr(finalize_module, name, begin)
+        finalize()
+        assert marks
+        assert set(store.keys(layout.journal)) == set(marks)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
