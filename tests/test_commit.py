@@ -11,8 +11,9 @@ import pytest
 from geosam_stac.commit import read_commit
 from geosam_stac.errors import DataError, TemporaryError
 from geosam_stac.layout import Layout
+from geosam_stac.local_backend import LocalBackend
 from geosam_stac.pipeline import encode_scene
-from geosam_stac.storage import Store, _LocalBackend
+from geosam_stac.storage import Store
 from tests import fakes, rasters, stac_schemas
 from tests.fakes import fake_session
 
@@ -54,13 +55,13 @@ def test_features_that_were_deleted_meanwhile_have_no_item(tmp_path, source, mon
 
 def test_order_and_checksums(tmp_path, source, monkeypatch):
     puts: dict[str, bytes] = {}
-    real = _LocalBackend._write
+    real = LocalBackend._write
 
     def put(self, key, data, **how):
         puts[key] = data
         real(self, key, data, **how)
 
-    monkeypatch.setattr(_LocalBackend, "_write", put)
+    monkeypatch.setattr(LocalBackend, "_write", put)
     result = encode(tmp_path, source)
     item_id = result.item.id
     keys = list(puts)

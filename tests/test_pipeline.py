@@ -31,8 +31,9 @@ from geosam_stac.errors import (
 from geosam_stac.events import ChipDone, Notice, SceneFinished, SceneStarted
 from geosam_stac.features import from_pt, read
 from geosam_stac.kept_files import KeptFiles
+from geosam_stac.local_backend import LocalBackend
 from geosam_stac.pipeline import encode_scene
-from geosam_stac.storage import Store, _LocalBackend
+from geosam_stac.storage import Store
 from tests import rasters
 from tests.fakes import fake_session
 
@@ -481,8 +482,8 @@ class TestFailures:
                 raise StorageError("writing failed: the disk is full", href=self.href(key))
             return real(self, key, data, **how)
 
-        real = _LocalBackend._write
-        monkeypatch.setattr(_LocalBackend, "_write", put)
+        real = LocalBackend._write
+        monkeypatch.setattr(LocalBackend, "_write", put)
         with pytest.raises(StorageError, match="disk is full") as raised:
             run(big, stride=16)
         assert raised.value.exit_code == 74
@@ -498,8 +499,8 @@ class TestFailures:
                 raise StorageError("writing failed: the disk is full", href=self.href(key))
             return real(self, key, data, **how)
 
-        real = _LocalBackend._write
-        monkeypatch.setattr(_LocalBackend, "_write", put)
+        real = LocalBackend._write
+        monkeypatch.setattr(LocalBackend, "_write", put)
         with pytest.raises(StorageError):
             run(item)
         assert not [p for p in files(tmp_path / "out") if p.endswith("tiny.json")]
@@ -542,8 +543,8 @@ class TestFailures:
                 time.sleep(0.05)
                 raise TemporaryError("the second")
 
-        real = _LocalBackend._write
-        monkeypatch.setattr(_LocalBackend, "_write", put)
+        real = LocalBackend._write
+        monkeypatch.setattr(LocalBackend, "_write", put)
         fake_model.before = before
         with pytest.raises(StorageError, match="the first"):
             run(big, stride=16)
@@ -585,7 +586,7 @@ class TestFailures:
                 raise KeyboardInterrupt
 
         fake_model.before = slow
-        monkeypatch.setattr(_LocalBackend, "_write", put)
+        monkeypatch.setattr(LocalBackend, "_write", put)
         monkeypatch.setattr(Store, "check_writable", lambda self: None)
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
@@ -614,8 +615,8 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
             gate.wait(10)
         return real(self, key, data, **how)
 
-    real = _LocalBackend._write
-    monkeypatch.setattr(_LocalBackend, "_write", put)
+    real = LocalBackend._write
+    monkeypatch.setattr(LocalBackend, "_write", put)
     monkeypatch.setattr(scene_run, "make_chip", make_chip)
     seen = []
 

@@ -23,7 +23,7 @@ from gcsfs.retry import HttpError
 from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from s3fs.errors import translate_boto_error
 
-from geosam_stac import storage
+from geosam_stac import object_backend
 from geosam_stac.errors import ConfigurationError, DataError, StorageError, TemporaryError
 from geosam_stac.retry import Retries
 from geosam_stac.storage import Store, read_bytes, read_text
@@ -138,7 +138,7 @@ def test_a_write_that_fails_halfway_leaves_nothing(tmp_path, monkeypatch, number
     def fail(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StorageError) as caught:
         store.put("a", b"new")
     assert caught.value.exit_code == 74
@@ -184,7 +184,7 @@ def test_a_file_system_that_knows_no_files_without_a_name(tmp_path, monkeypatch)
         return real(path, flags, mode)
 
     if hasattr(os, "O_TMPFILE"):
-        monkeypatch.setattr(storage.os, "open", refuse)
+        monkeypatch.setattr(os, "open", refuse)
     store = Store(str(tmp_path))
     assert [store.create("a", b"1"), store.create("a", b"2")] == [True, False]
     store.put("b", b"3")
@@ -196,9 +196,7 @@ def test_a_file_system_that_knows_no_files_without_a_name(tmp_path, monkeypatch)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):
     real = os.open
-    monkeypatch.setattr(
-        storage.os, "open", lambda path, flags, mode=0: real("/dev/full", os.O_WRONLY)
-    )
+    monkeypatch.setattr(os, "open", lambda path, flags, mode=0: real("/dev/full", os.O_WRONLY))
     with pytest.raises(StorageError, match="the disk is full"):
         Store(str(tmp_path)).put("a", b"x" * 100_000)
 
@@ -299,7 +297,7 @@ def test_a_missing_driver_names_its_package(monkeypatch):
     def no_driver(protocol: str) -> None:
         raise ImportError("Install adlfs to access Azure")
 
-    monkeypatch.setattr(storage.fsspec, "get_filesystem_class", no_driver)
+    monkeypatch.setattr(object_backend.fsspec, "get_filesystem_class", no_driver)
     with pytest.raises(ConfigurationError, match="adlfs"):
         Store("az://container/x")
 

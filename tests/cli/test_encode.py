@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from geosam_stac.storage import _LocalBackend
+from geosam_stac.local_backend import LocalBackend
 from tests import rasters
 from tests.cli.conftest import make_item
 
@@ -412,7 +412,7 @@ class TestSeveralItems:
         def put(self, key, data, **how):
             raise StorageError("writing failed: the disk is full")
 
-        monkeypatch.setattr(_LocalBackend, "_write", put)
+        monkeypatch.setattr(LocalBackend, "_write", put)
         done = cli(*fake, "--item", make_item(tmp_path, "second"))
         assert_error(done, 74, "disk is full", "item scene")
 

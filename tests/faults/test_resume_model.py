@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import geosam_stac as gs
 from geosam_stac import manifest
+from geosam_stac.local_backend import LocalBackend
 from geosam_stac.pipeline import encode_scene
-from geosam_stac.storage import _LocalBackend
 from tests import fakes, rasters
 from tests.fakes import fake_session
 
@@ -60,7 +60,7 @@ class CrashAndResume(RuleBasedStateMachine):
         self.fuse = Fuse()
         self.model.before = lambda chips: self.fuse.burn()
         for name in WRITES:
-            self.patch.setattr(_LocalBackend, name, self._burning(getattr(_LocalBackend, name)))
+            self.patch.setattr(LocalBackend, name, self._burning(getattr(LocalBackend, name)))
         self.root = Path(tempfile.mkdtemp(prefix="resume-"))
         data = rasters.values((3, 160, 96), "uint8")
         data[:, :64, :64] = 0

@@ -48,13 +48,14 @@ class _Watch:
         self._mine = threading.local()  # the phase of the change that this thread is in
 
     def install(self) -> None:
-        from geosam_stac import storage
+        from geosam_stac import local_backend
+        from geosam_stac.object_backend import ObjectBackend
 
-        for backend in (storage._LocalBackend, storage._ObjectBackend):
+        for backend in (local_backend.LocalBackend, ObjectBackend):
             for name in CHANGES:
                 setattr(backend, name, self._watched(name, getattr(backend, name)))
-        storage._write_durably = self._written(storage._write_durably)
-        storage._write_unnamed = self._unnamed(storage._write_unnamed)
+        local_backend._write_durably = self._written(local_backend._write_durably)
+        local_backend._write_unnamed = self._unnamed(local_backend._write_unnamed)
 
     def _watched(self, name: str, call: Callable[..., object]) -> Callable[..., object]:
         def change(backend: object, key: str, *rest: object) -> object:
@@ -67,7 +68,7 @@ class _Watch:
                 self._tell(f"{name} {key}")
             phase = self._point.phase if here else None
             # An object store's objects have no halves that this side could see.
-            splits = name in ("put", "create") and type(backend).__name__ == "_LocalBackend"
+            splits = name in ("put", "create") and type(backend).__name__ == "LocalBackend"
             self._mine.inside, self._mine.phase = True, phase
             try:
                 if phase == "before" or (phase in ("half", "unnamed") and not splits):
