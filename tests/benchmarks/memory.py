@@ -4,7 +4,8 @@
 
 Each scene is encoded in a process of its own, at stride 512, by the whole pipeline; features are
 the chip's own 3 MiB, thrown away once they are serialised (they would be 12 GB on disk for the
-largest scene). What a process takes before it reads a scene is printed beside.
+largest scene); an empty file stands for each. What a process takes before it reads a scene is
+printed beside.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def encode(root: Path, value_range: str, max_memory: float) -> None:
     module.find_model = lambda name: entry
     module.load_encoder = CopyingEncoder
     create = Store.create
-    Store.create = lambda self, key, data: "/features/" in key or create(self, key, data)
+    # Each has to be there in the end; an empty object is enough.
+    Store.create = lambda self, key, data: create(self, key, b"" if "/features/" in key else data)
     config = EncodeConfig(
         model=entry.name,
         checkpoint="untrained",
