@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from geosam_stac.config import ValueRange
 from geosam_stac.types import Block, Chip, ChipRef, Window
+from geosam_stac.value_range import ValueRange
 from geosam_stac.windows import meet, overlap
 
 # Which band feeds R, G and B when there are 1, 2 or 3 of them (SPEC-geosam section 1).

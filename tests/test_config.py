@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geosam_stac.config import EncodeConfig, ValueRange, split_list
+from geosam_stac.config import EncodeConfig, split_list
 from geosam_stac.errors import UsageError
+from geosam_stac.value_range import ValueRange
 
 RESOLVED = {
     "model": "m",

@@ -13,7 +13,11 @@ import pytest
 import geosam_stac
 
 ROOT = Path(geosam_stac.__file__).parent
-BASE = ("errors", "cards", "types", "config", "events", "layout", "hrefs", "retry", "raster_errors")
+# In this order: a base module may use those before it. `errors` is the root.
+BASE = (
+    *("errors", "cards", "types", "hrefs", "value_range", "config", "events", "layout", "retry"),
+    "raster_errors",
+)
 # Lowest first. A name is a module, or a package with all in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("windows", "stages", "heap"),
@@ -55,10 +59,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scale",),
     ("api", "cli"),
     ("__main__",),
-)
-# Which of the base modules another base module may use: `errors` is the root.
-BASE_ORDER = (
-    *("errors", "cards", "types", "hrefs", "config", "events", "layout", "retry", "raster_errors"),
 )
 
 
@@ -139,7 +139,7 @@ def test_imports_run_downwards(module):
             continue
         if _layer(module) == -1:
             assert _layer(other) == -1, f"{module} imports {other}"
-            order = BASE_ORDER.index
+            order = BASE.index
             assert order(_unit(other)) < order(_unit(module)), f"{module} imports {other}"
         else:
             assert _layer(other) < _layer(module), f"{module} imports {other}"

@@ -9,7 +9,6 @@ from odc.geo.geobox import GeoBox
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from geosam_stac import radiometry
-from geosam_stac.config import ValueRange
 from geosam_stac.grid import crop
 from geosam_stac.radiometry import (
     RangeEstimator,
@@ -21,6 +20,7 @@ from geosam_stac.radiometry import (
     widen,
 )
 from geosam_stac.types import Block, BlockRef, ChipRef, Tile, Window
+from geosam_stac.value_range import ValueRange
 from geosam_stac.windows import slices
 from tests.rasters import values
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from geosam_stac.budget import Budget
-from geosam_stac.config import EncodeConfig, ValueRange
+from geosam_stac.config import EncodeConfig
 from geosam_stac.crew import Crew, Stopped
 from geosam_stac.cube import CubeReader
 from geosam_stac.grid import blocks, make_grid
@@ -19,6 +19,7 @@ from geosam_stac.reading import Reading
 from geosam_stac.sources import open_scene, parse_item
 from geosam_stac.stages import Stage
 from geosam_stac.thumbnail import Thumbnail
+from geosam_stac.value_range import ValueRange
 from geosam_stac.windows import slices
 from tests.benchmarks.scenes import nginx
 from tests.rasters import asset, document, named_bands, values, write_tif
