@@ -170,7 +170,7 @@ def from_cog(options: argparse.Namespace, folder: Path) -> tuple[Any, ImageEncod
         device=options.device,
         precision=options.precision,
         batch_size=options.batch if options.batch == "auto" else int(options.batch),
-        value_range="0,3000",
+        value_range=options.value_range,
         max_memory=options.max_memory,
         out=str(folder / "out"),
     )
@@ -226,6 +226,7 @@ def main() -> None:
     arguments.add_argument("--precision", default="auto")
     arguments.add_argument("--batch", default="auto")
     arguments.add_argument("--size", type=int, default=10980, help="px a side of the scene")
+    arguments.add_argument("--value-range", default="0,3000", help="`auto`: measured first")
     arguments.add_argument("--max-memory", type=float, default=4.0)
     arguments.add_argument("--chips-from-memory", action="store_true")
     arguments.add_argument("--small", action="store_true", help="SAM 2.1 tiny, 4 chips")
