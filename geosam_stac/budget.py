@@ -95,7 +95,7 @@ def share_out(
         tiles_bytes=TILES * total,
         scan_bytes=SCAN * total,
         chips_queue=max(2, min(QUEUED_BATCHES * batch_size, int(CHIPS * total / chip_bytes))),
-        features_queue=max(1, min(4 * batch_size + 4, int(FEATURES * total / feature_bytes))),
+        features_queue=max(1, min(2 * batch_size + 2, int(FEATURES * total / feature_bytes))),
     )
 
 

@@ -51,7 +51,7 @@ def test_a_sentinel_2_tile_fits_a_scan_by_default():
 def test_queues_follow_the_batch_and_the_features():
     config = EncodeConfig(max_memory=4.0)
     small = share_out(config, SAM2, batch_size=2, processors=4)
-    assert (small.chips_queue, small.features_queue) == (4, 12)
+    assert (small.chips_queue, small.features_queue) == (4, 6)
     embedding = dataclasses.replace(SAM2, outputs=SAM2.outputs[:1])
     narrow = EncodeConfig(max_memory=0.2)
     assert share_out(narrow, SAM2, batch_size=64).features_queue == 2

@@ -629,8 +629,8 @@ def test_queues_are_bounded(tmp_path, run, monkeypatch, fake_model):
     result = run(path, stride=32, batch_size=2)
     assert result.chips_encoded == 127
     read, encoded = seen[0]
-    # In the writers' hands, in their queue (4 batches and 4), one batch at the door.
-    assert encoded <= WRITERS[1] + 12 + 2
+    # In the writers' hands, in their queue (2 batches and 2), one batch at the door.
+    assert encoded <= WRITERS[1] + 6 + 2
     # One batch being gathered, their queue (2 batches), one in the reader's hand.
     assert read <= encoded + 2 + 4 + 1
 
